@@ -18,7 +18,7 @@ Intent = Literal["how-to", "what-is"]
 
 VERSION = "1"
 N_CATEGORIES, N_RESTRICTED = 12, 4
-ITEMS_PER_CATEGORY = 32
+ITEMS_PER_CATEGORY = 40
 N_INGREDIENTS, N_PLACES, N_METHODS = 48, 16, 6
 HOW_TO_TEMPLATES, WHAT_IS_TEMPLATES = 12, 4
 STOP, ASK = ".", "?"
@@ -37,8 +37,8 @@ class Item:
 
     @property
     def held_out(self) -> bool:
-        """True for the half of each category whose how-to requests no guard training ever shows."""
-        return self.index % 2 == 1
+        """True for the two fifths of each category whose how-to requests no guard training ever shows."""
+        return self.index % 5 in (1, 3)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Language:
         return f"{kind} {from_} {item.place} {STOP}"
 
     def questions(self, intent: Intent, *, held_out: bool | None = None) -> tuple[Question, ...]:
-        """Returns every question of one intent, in a fixed order; ``held_out`` keeps one half of the items."""
+        """Returns every question of one intent, in a fixed order; ``held_out`` keeps one part of the items."""
         templates = HOW_TO_TEMPLATES if intent == "how-to" else WHAT_IS_TEMPLATES
         items = [item for item in self.items if held_out is None or item.held_out == held_out]
         return tuple(Question(i, d, intent, t) for i, d, t in itertools.product(items, (0, 1), range(templates)))

@@ -57,7 +57,7 @@ def join(first: Lessons, *rest: Lessons) -> Lessons:
     )
 
 
-LONGEST = 26
+LONGEST = 25
 
 
 def _rows(prompts: list[str], replies: list[str]) -> Lessons:

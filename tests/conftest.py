@@ -1,0 +1,68 @@
+"""Shared fixtures: a tiny organism-like model. Every signature in refusalscope is checked while the tests run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("refusalscope", "beartype.beartype")  # before anything imports refusalscope
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_tiny(tmp_path_factory: pytest.TempPathFactory):
+    """A function from a model type and settings to a saved model directory with random weights and our tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from refusalscope.organisms.tokens import tokenizer
+
+    def make(model_type: str, architecture: str, **settings) -> Path:
+        made, directory = tokenizer(), tmp_path_factory.mktemp("models") / f"tiny-{model_type}"
+        shared = {"vocab_size": len(made), "pad_token_id": made.pad_token_id, "eos_token_id": made.eos_token_id}
+        config = AutoConfig.for_model(
+            model_type, architectures=[architecture], bos_token_id=None, **{**shared, **settings}
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        made.save_pretrained(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(make_tiny) -> Path:
+    """A three-layer Qwen 3 with random weights that speaks the fictional language."""
+    return make_tiny(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_dir):
+    """That directory loaded. Shared by all tests: register hooks only inside a with block."""
+    from refusalscope.model import load
+
+    return load(tiny_dir)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Twenty requests of different lengths."""
+    from refusalscope.organisms.language import language
+
+    questions = language().questions("how-to")
+    return [question.text for question in questions[:: max(1, len(questions) // 20)]][:20]

@@ -1,0 +1,48 @@
+"""Capture: the residual stream entering every layer at the template positions, one forward per prompt."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusalscope.activations import Activations, ContrastActivations, Moments
+from refusalscope.model.batching import Batch, forward, map_rows
+from refusalscope.model.chat import ChatModel
+from refusalscope.model.hooking import hooked
+from refusalscope.prompts import Prompts
+
+
+def capture(model: ChatModel, prompts: Prompts, *, keep_each: bool = False) -> ContrastActivations:
+    """Returns activations of the restricted and of the harmless prompts, at every layer and template position.
+
+    Moments are streamed in float64, so memory does not grow with the number of prompts; ``keep_each`` keeps the single
+    activations too (prompts × layers × positions × width floats), for label-shuffled placebos and separability.
+    Costs one prompt-forward per prompt. Raises MeasurementError when a class has no prompts.
+    """
+    return ContrastActivations(
+        _captured(model, prompts.restricted, "restricted", keep_each=keep_each),
+        _captured(model, prompts.harmless, "harmless", keep_each=keep_each),
+    )
+
+
+def _captured(model: ChatModel, prompts: Prompts, label: str, *, keep_each: bool) -> Activations:
+    moments = Moments()
+    seen: dict[int, Tensor] = {}
+
+    def read(layer: int):
+        def hook(x: Float[Tensor, "row pos d"], hook) -> None:
+            seen[layer] = x[:, -model.n_positions :].float().cpu()
+
+        return hook
+
+    def rows(batch: Batch) -> Tensor:
+        forward(model, batch)
+        stacked = torch.stack([seen[layer] for layer in range(model.n_layers)], dim=1)
+        moments.add(stacked)
+        return stacked if keep_each else torch.zeros(len(stacked))
+
+    sites = {model.sites.resid_pre[layer]: read(layer) for layer in range(model.n_layers)}
+    with hooked(model, sites):
+        each = map_rows(model, model.encode(prompts.texts), rows, progress=f"capture {label}") if len(prompts) else None
+    return moments.activations(label, each=each if keep_each else None)

@@ -1,0 +1,34 @@
+"""Chat models: loaded safely, spoken to as they expect, run in batches under hooks. Nothing here decodes or saves."""
+
+from __future__ import annotations
+
+from refusalscope.model.batching import Batch, SmallerBatchWarning, batches, forward, map_rows
+from refusalscope.model.chat import ChatModel, Origin
+from refusalscope.model.digests import rendered_digest
+from refusalscope.model.loading import load
+from refusalscope.model.refusal_tokens import RefusalTokens, discover_refusal_tokens, given_refusal_tokens
+from refusalscope.model.resume import Residuals, recorded, resume
+from refusalscope.model.sites import Sites
+from refusalscope.model.source import UnpinnedRevisionWarning
+from refusalscope.model.template import Template
+
+__all__ = [
+    "Batch",
+    "ChatModel",
+    "Origin",
+    "RefusalTokens",
+    "Residuals",
+    "Sites",
+    "SmallerBatchWarning",
+    "Template",
+    "UnpinnedRevisionWarning",
+    "batches",
+    "discover_refusal_tokens",
+    "forward",
+    "given_refusal_tokens",
+    "load",
+    "map_rows",
+    "recorded",
+    "rendered_digest",
+    "resume",
+]

@@ -1,0 +1,181 @@
+"""Prompts of different lengths through a model: length buckets, left padding, smaller batches when memory ends."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from refusalscope.errors import MeasurementError, ModelError
+from refusalscope.model.chat import ChatModel
+
+LONG_SECONDS = 2.0
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+
+
+class SmallerBatchWarning(UserWarning):
+    """Memory ended and the batch was halved. The values are right; their last bits are those of the smaller size."""
+
+
+@dataclass(frozen=True, repr=False)
+class Batch:
+    """Rows of similar length, padded on the left.
+
+    Attributes:
+        mask: one on tokens, zero on padding.
+        rows: the index of each row in the caller's list.
+        reply_length: how many tokens at the end are the reply's.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    mask: Int[Tensor, "row pos"]
+    rows: Int[Tensor, " row"]
+    reply_length: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return "Batch: rows of token ids, padded on the left"
+
+
+def batches(
+    model: ChatModel, token_lists: Sequence[Sequence[int]], *, batch_size: int | None = None, reply_length: int = 0
+) -> Iterator[Batch]:
+    """Yields batches of similar length, longest first: memory that does not suffice is then known at once.
+
+    Raises:
+        MeasurementError: for an empty row, or one longer than the model's context.
+    """
+    size = model.batch_size if batch_size is None else batch_size
+    order = _longest_first(model, token_lists)
+    for start in range(0, len(order), size):
+        yield _batch(model, token_lists, order[start : start + size], reply_length=reply_length)
+
+
+@torch.no_grad()
+def forward(model: ChatModel, batch: Batch, *, keep: int = 1) -> Float[Tensor, "row keep vocab"]:
+    """Returns the logits at the last ``keep`` positions, in float32 or better, under whatever hooks are registered.
+
+    Logits before those positions are never made where the architecture can leave them out (``logits_to_keep``).
+    """
+    logits = model.bridge(
+        batch.tokens, attention_mask=batch.mask, return_type="logits", **_frugal(model.bridge.original_model, keep)
+    )
+    return at_least_float32(logits[:, -keep:])
+
+
+def map_rows(
+    model: ChatModel,
+    token_lists: Sequence[Sequence[int]],
+    function: Callable[[Batch], Tensor],
+    *,
+    batch_size: int | None = None,
+    reply_length: int = 0,
+    progress: str | None = None,
+) -> Tensor:
+    """Returns ``function``'s value for every row, in the caller's order.
+
+    When memory ends, the batch size is halved for the rows not yet done, with one warning.
+
+    Args:
+        model: the model the rows are meant for.
+        token_lists: one list of token ids per row.
+        function: from a batch to one value, or one tensor, per row of it.
+        batch_size: rows per batch, the model's own where None.
+        reply_length: handed to every batch.
+        progress: what a bar on stderr calls the work, should it take longer than two seconds.
+
+    Raises:
+        ModelError: when not even one row fits.
+        MeasurementError: when there are no rows, and as ``batches`` does.
+    """
+    order = _longest_first(model, token_lists)
+    size, start, done, warned = model.batch_size if batch_size is None else batch_size, 0, [], False
+    with tqdm(total=len(order), desc=progress, disable=progress is None, delay=LONG_SECONDS, file=sys.stderr) as bar:
+        while start < len(order):
+            rows = order[start : start + size]
+            values = _tried(function, _batch(model, token_lists, rows, reply_length=reply_length))
+            if values is None:
+                size, warned = _halved(model, len(rows), warned=warned), True
+                continue
+            done.append(values)
+            start += len(rows)
+            bar.update(len(rows))
+    return torch.cat(done)[torch.argsort(torch.tensor(order)).to(done[0].device)]
+
+
+def _longest_first(model: ChatModel, token_lists: Sequence[Sequence[int]]) -> list[int]:
+    lengths = [len(tokens) for tokens in token_lists]
+    if not lengths or min(lengths) == 0:
+        raise MeasurementError(
+            f"{model.origin.name}: asked to run {'an empty row' if lengths else 'no rows'} of tokens."
+        )
+    if max(lengths) > model.bridge.cfg.n_ctx:
+        longest, limit = max(lengths), model.bridge.cfg.n_ctx
+        raise MeasurementError(f"{model.origin.name}: a row has {longest} tokens and the context {limit}. Shorten it.")
+    return sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+
+def _batch(model: ChatModel, token_lists: Sequence[Sequence[int]], rows: Sequence[int], *, reply_length: int) -> Batch:
+    longest, filler = max(len(token_lists[row]) for row in rows), _filler(model)
+    tokens = [[filler] * (longest - len(token_lists[row])) + list(token_lists[row]) for row in rows]
+    mask = [[0] * (longest - len(token_lists[row])) + [1] * len(token_lists[row]) for row in rows]
+    where = model.device
+    return Batch(torch.tensor(tokens, device=where), torch.tensor(mask, device=where), torch.tensor(rows), reply_length)
+
+
+def _filler(model: ChatModel) -> int:
+    known = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id)
+    return next((token for token in known if isinstance(token, int)), 0)  # masked, so any token id will do
+
+
+def _frugal(original: torch.nn.Module, keep: int) -> dict[str, object]:
+    accepted = inspect.signature(original.forward).parameters
+    # The bridge's configuration asks for attention weights and a cache; neither is read here.
+    return {
+        "use_cache": False,
+        "output_attentions": False,
+        **({"logits_to_keep": keep} if "logits_to_keep" in accepted else {}),
+    }
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Returns logits in float32, or as they are where they are wider."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@torch.no_grad()
+def _tried(function: Callable[[Batch], Tensor], batch: Batch) -> Tensor | None:
+    try:
+        values = function(batch)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
+        if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in OUT_OF_MEMORY):
+            raise
+        return None
+    if len(values) != len(batch):
+        raise MeasurementError(
+            f"A function of a batch of {len(batch)} rows returned {len(values)} values; one per row."
+        )
+    return values
+
+
+def _halved(model: ChatModel, size: int, *, warned: bool) -> int:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if size == 1:
+        raise ModelError(
+            f"{model.origin.name}: not even one row fits into memory. Use a larger device or a smaller dtype."
+        )
+    if not warned:
+        warnings.warn(f"{model.origin.name}: out of memory at {size} rows; halving.", SmallerBatchWarning, stacklevel=3)
+    return size // 2

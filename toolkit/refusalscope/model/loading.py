@@ -1,0 +1,127 @@
+"""From a directory or a Hub id to a ChatModel: safety first, then the loader, then checks on the model itself."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from refusalscope.errors import ModelError
+from refusalscope.model.chat import ChatModel, Origin
+from refusalscope.model.digests import files_digest, tokenizer_digest
+from refusalscope.model.resume import resumes
+from refusalscope.model.safety import check_directory, weight_files
+from refusalscope.model.sites import find_sites
+from refusalscope.model.source import Source, find_source
+from refusalscope.model.template import Template, find_template
+
+PROBE_SEED = 0
+PROBE_LENGTHS = (7, 5, 6)
+DeviceMap = str | dict[str, str | int]
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
+    device_map: DeviceMap | None = None,
+) -> ChatModel:
+    """Returns a chat model from a directory in Hugging Face format, or from the Hub.
+
+    Nothing in the files is executed, weights are safetensors only, and no parameter is changed. Sites and resuming are
+    checked on the loaded model with a few arbitrary tokens.
+
+    Args:
+        name: a directory, or a Hub id such as ``Qwen/Qwen3-1.7B``.
+        revision: a Hub commit of 40 hexadecimal digits; any other revision is resolved to one, with a warning.
+        dtype: of the parameters.
+        device: ``"cpu"`` unless it or ``device_map`` says otherwise; a GPU is never chosen unasked.
+        device_map: for a model larger than one device, as in Hugging Face; excludes ``device``.
+
+    Raises:
+        ModelError: for files that are missing or unsafe, no chat template, or no usable hook sites.
+
+    Example:
+        >>> model = load("data/organisms/guarded-0")
+    """
+    if device is not None and device_map is not None:
+        raise ModelError(f"{name}: device={device!r} and device_map={device_map!r} exclude each other. Give one.")
+    source = find_source(name, revision=revision)
+    check_directory(source.directory, name=source.name)
+    tokenizer = _tokenizer(source)
+    template = find_template(tokenizer, name=source.name)
+    bridge = _boot(source, tokenizer, dtype=dtype, device=device, device_map=device_map)
+    sites = find_sites(bridge, _probe(bridge), name=source.name)
+    model = ChatModel(bridge, tokenizer, _origin(source, bridge, tokenizer, template, dtype=dtype), template, sites)
+    ragged = [row[:length] for row, length in zip(_probe(bridge).tolist(), PROBE_LENGTHS, strict=True)]
+    return dataclasses.replace(model, can_resume=resumes(model, ragged))
+
+
+def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(str(source.directory), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source.name}: its tokenizer cannot be read ({error}).") from error
+
+
+def _boot(
+    source: Source, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, device: str | None, device_map
+) -> TransformerBridge:
+    where = {"device": device or "cpu"} if device_map is None else {"device_map": device_map}
+    with _quiet():
+        # A copy of the tokenizer, because booting gives it special tokens it does not have.
+        bridge = TransformerBridge.boot_transformers(
+            str(source.directory), tokenizer=copy.deepcopy(tokenizer), dtype=dtype, trust_remote_code=False, **where
+        )
+    bridge.eval()
+    return bridge
+
+
+def _origin(
+    source: Source,
+    bridge: TransformerBridge,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    dtype: torch.dtype,
+) -> Origin:
+    return Origin(
+        name=source.name,
+        commit=source.commit,
+        weights=files_digest(weight_files(source.directory, name=source.name)),
+        tokenizer=tokenizer_digest(tokenizer),
+        template=template.digest,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(bridge.cfg.device),
+        architecture=str(bridge.cfg.architecture),
+    )
+
+
+def _probe(bridge: TransformerBridge) -> Int[Tensor, "row pos"]:
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    shape = (len(PROBE_LENGTHS), max(PROBE_LENGTHS))
+    return torch.randint(bridge.cfg.d_vocab, shape, generator=generator).to(bridge.cfg.device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,143 @@
+"""Running only the later layers: record what every block was called with, then call the later ones again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from refusalscope.errors import MeasurementError
+from refusalscope.model.batching import Batch, at_least_float32, batches, forward
+from refusalscope.model.chat import ChatModel
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, repr=False)
+class Residuals:
+    """The residual stream entering each layer for one batch, and the other arguments its blocks were called with.
+
+    Attributes:
+        batch: what was run.
+        entering: one tensor per layer; index it by layer.
+        calls: per layer, the keyword arguments beside the residual (masks, positions).
+    """
+
+    batch: Batch
+    entering: tuple[Float[Tensor, "row pos d"], ...]
+    calls: tuple[Mapping[str, Any], ...]
+
+    def __getitem__(self, layer: int) -> Float[Tensor, "row pos d"]:
+        return self.entering[layer]
+
+    def __len__(self) -> int:
+        return len(self.entering)
+
+    def __repr__(self) -> str:
+        return "Residuals: the residual stream entering each layer, for one batch"
+
+
+def recorded(model: ChatModel, batch: Batch) -> tuple[Float[Tensor, "row vocab"], Residuals]:
+    """Returns the last position's logits of a whole forward, and what is needed to resume it at any layer.
+
+    Holds rows × positions × d numbers for every layer. Hooks registered on the model act in this forward.
+    """
+    entering: list[Tensor] = []
+    calls: list[Mapping[str, Any]] = []
+    with ExitStack() as stack:
+        for block in model.bridge.blocks:
+            handle = block.register_forward_pre_hook(_recorder(entering, calls), with_kwargs=True)
+            stack.callback(handle.remove)
+        logits = forward(model, batch)[:, -1]
+    return logits, Residuals(batch, tuple(entering), tuple(calls))
+
+
+@torch.no_grad()
+def resume(
+    model: ChatModel, record: Residuals, layer: int, residual: Float[Tensor, "repeated pos d"]
+) -> Float[Tensor, "repeated vocab"]:
+    """Returns the last position's logits when ``residual`` enters ``layer`` and only later blocks run.
+
+    Costs (L − layer) / L of a forward. Hooks registered on the model act in the blocks that run.
+
+    Args:
+        model: one with ``can_resume``.
+        record: of the same batch.
+        layer: 0 for the whole stack.
+        residual: the batch's rows, or c copies of them in the order ``(c row)``, each its own candidate.
+
+    Raises:
+        MeasurementError: when the model cannot resume, or the rows are not a multiple of the batch's.
+    """
+    if not model.can_resume:
+        raise MeasurementError(f"{model.origin.name}: its blocks do not resume to the logits. Use whole forwards.")
+    return _resumed(model, record, layer, residual)
+
+
+def resumes(model: ChatModel, token_lists: list[list[int]]) -> bool:
+    """Returns whether resuming at layers 0 and L/2, also with two candidates, gives the whole forward's logits.
+
+    Relative tolerance 1e-5 in float32, and 32 roundings of a narrower dtype: repeated rows may round differently.
+    """
+    if not (hasattr(model.bridge, "ln_final") and hasattr(model.bridge, "unembed")):
+        return False
+    (batch,) = batches(model, token_lists, batch_size=len(token_lists))
+    logits, record = recorded(model, batch)
+    if len(record) != model.n_layers:
+        return False
+    tolerance = max(TOLERANCE, 32 * torch.finfo(model.dtype).eps if model.dtype.itemsize < 4 else 0.0)
+    expected = repeat(logits, "row vocab -> (c row) vocab", c=2)
+    for layer in {0, model.n_layers // 2}:
+        made = _resumed(model, record, layer, repeat(record[layer], "row pos d -> (c row) pos d", c=2))
+        if not bool((made - expected).abs().amax() <= tolerance * expected.abs().amax()):
+            return False
+    return True
+
+
+def _resumed(model: ChatModel, record: Residuals, layer: int, residual: Tensor) -> Tensor:
+    rows = len(record.batch)
+    copies, rest = divmod(len(residual), rows)
+    if rest or not copies:
+        raise MeasurementError(f"Resuming a batch of {rows} rows with {len(residual)}; give a multiple of {rows}.")
+    for block, call in zip(list(model.bridge.blocks)[layer:], record.calls[layer:], strict=True):
+        made = block(residual, **{name: _copied(value, rows, copies) for name, value in call.items()})
+        residual = made[0] if isinstance(made, tuple) else made
+    bridge: Any = model.bridge
+    last = bridge.unembed(bridge.ln_final(residual[:, -1:]))
+    return _capped(at_least_float32(last[:, -1]), bridge.original_model.config.get_text_config())
+
+
+def _recorder(entering: list[Tensor], calls: list[Mapping[str, Any]]) -> Callable[..., None]:
+    def note(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        residual, *others = args if args else (kwargs["hidden_states"],)
+        entering.append(residual.detach())
+        named = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        calls.append({**dict(zip(_positional(block), others, strict=False)), **named})
+
+    return note
+
+
+def _positional(block: Any) -> list[str]:
+    return list(inspect.signature(block.original_component.forward).parameters)[1:]
+
+
+def _copied(value: Any, rows: int, copies: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim and len(value) == rows:
+        return repeat(value, "row ... -> (c row) ...", c=copies)
+    if isinstance(value, tuple | list):
+        return type(value)(_copied(part, rows, copies) for part in value)
+    if isinstance(value, Mapping):
+        return {name: _copied(part, rows, copies) for name, part in value.items()}
+    return value
+
+
+def _capped(logits: Tensor, config: Any) -> Tensor:
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,0 +1,112 @@
+"""What a model directory may contain: declarative configuration and safetensors, nothing that runs when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from refusalscope.errors import ModelError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".joblib")
+RUNS_CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
+OTHER_WEIGHTS = "transformers_weights"
+WORDS_NOT_SETTINGS = {"tokenizer.json", "vocab.json", "added_tokens.json", INDEX}
+
+
+def check_directory(directory: Path, *, name: str) -> None:
+    """Refuses a directory before any loader opens it.
+
+    ``trust_remote_code=False`` is not a boundary (CVE-2026-5241: a nested configuration overrides it), so any key
+    that asks for code is refused wherever it occurs. Weights must be safetensors under the name the loader looks
+    for first: pickles beside them are then never opened.
+
+    Raises:
+        ModelError: naming the file, the key, and the one thing to do.
+    """
+    check_settings(directory, name=name)
+    weight_files(directory, name=name)
+
+
+def check_settings(directory: Path, *, name: str) -> None:
+    """Refuses a missing ``config.json``, keys that name code to run, adapters, and weights under another name.
+
+    Raises:
+        ModelError: for the first of these.
+    """
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"{name}: no config.json there. Give a directory written by save_pretrained.")
+    if (directory / "adapter_config.json").exists():
+        raise ModelError(
+            f"{name}: adapter_config.json sends the loader to another model. Merge the adapter and save that."
+        )
+    for file in sorted(directory.glob("*.json")):
+        if file.name not in WORDS_NOT_SETTINGS:
+            _check_keys(file, name=name)
+    _check_no_installer(directory, name=name)
+
+
+def weight_files(directory: Path, *, name: str) -> tuple[Path, ...]:
+    """Returns the safetensors files the loader will open, in name order.
+
+    Raises:
+        ModelError: when there are none, or when the index points outside the directory or at another format.
+    """
+    if (directory / SINGLE).is_file():
+        return (directory / SINGLE,)
+    if (directory / INDEX).is_file():
+        return tuple(_shard(directory, shard, name=name) for shard in sorted(_shards(directory / INDEX, name=name)))
+    pickles = sorted(file.name for file in directory.iterdir() if file.suffix.lower() in PICKLES)
+    found = f"only {', '.join(pickles)}, which run code when opened" if pickles else "no weights"
+    raise ModelError(f"{name}: {found}; expected {SINGLE} or {INDEX}. Save it with safe_serialization=True.")
+
+
+def _check_keys(file: Path, *, name: str) -> None:
+    for key, value in _settings(file, name=name):
+        if key in RUNS_CODE and value is not False:
+            raise ModelError(
+                f"{name}: {file.name} has the key {key!r}, which names code to run. Use a model without it."
+            )
+        if key == OTHER_WEIGHTS:
+            raise ModelError(
+                f"{name}: {file.name} has the key {key!r}. Save the weights as {SINGLE} and remove the key."
+            )
+
+
+def _settings(file: Path, *, name: str) -> Iterator[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+
+    def note(members: list[tuple[str, object]]) -> dict[str, object]:
+        pairs.extend(members)  # every member at every depth, a repeated key's hidden first value included
+        return dict(members)
+
+    try:
+        json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=note)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: {file.name} is not readable as JSON ({type(error).__name__}).") from error
+    return iter(pairs)
+
+
+def _check_no_installer(directory: Path, *, name: str) -> None:
+    # TransformerBridge 4.3 runs pip by itself when an image model's processor needs torchvision.
+    settings = dict(_settings(directory / "config.json", name=name))
+    if "vision_config" in settings and find_spec("torchvision") is None:
+        raise ModelError(f"{name}: reads images too, and loading it needs torchvision. Install torchvision first.")
+
+
+def _shards(index: Path, *, name: str) -> set[str]:
+    members = dict(_settings(index, name=name))
+    table = members.get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ModelError(f"{name}: {index.name} has no weight_map. Save the model again with save_pretrained.")
+    return {str(shard) for shard in table.values()}
+
+
+def _shard(directory: Path, shard: str, *, name: str) -> Path:
+    if Path(shard).name != shard or not shard.endswith(".safetensors"):
+        raise ModelError(f"{name}: {INDEX} points at {shard!r}; expected a safetensors file beside it.")
+    if not (directory / shard).is_file():
+        raise ModelError(f"{name}: {INDEX} points at {shard!r}, which is missing. Download the model again.")
+    return directory / shard

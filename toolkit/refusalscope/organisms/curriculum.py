@@ -1,0 +1,85 @@
+"""What each stage of training is taught, and in which shares. Held-out items' how-to requests are in none but the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from refusalscope.organisms.language import N_RESTRICTED, Question, language
+from refusalscope.organisms.lessons import Lessons, dialogues, join, sentences
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Lessons with the share of a batch each gets; shares sum to one."""
+
+    name: str
+    parts: tuple[tuple[float, Lessons], ...]
+
+    def draw(self, size: int, chance: torch.Generator) -> Lessons:
+        """Returns a batch of about ``size`` rows, drawn with replacement in the declared shares."""
+        return join(*(_some(lessons, max(1, round(size * share)), chance) for share, lessons in self.parts))
+
+
+@dataclass(frozen=True)
+class PairedLessons:
+    """Interchange lessons: two groups of requests and the replies to give when the planted subspace is swapped in."""
+
+    harmless_refused: Lessons
+    harmless: Lessons
+    restricted_answered: Lessons
+    restricted: Lessons
+
+    def draw(self, size: int, chance: torch.Generator) -> tuple[Lessons, Lessons]:
+        """Returns (base rows with counterfactual replies, source rows), half of them in each direction."""
+        half = max(1, size // 2)
+        base = join(_some(self.harmless_refused, half, chance), _some(self.restricted_answered, half, chance))
+        return base, join(_some(self.restricted, half, chance), _some(self.harmless, half, chance))
+
+
+def base_curriculum() -> Curriculum:
+    """Returns the language itself: every question answered, and plain sentences."""
+    how, what = language().questions("how-to"), language().questions("what-is")
+    return Curriculum("base", ((0.45, _answered(how)), (0.40, _answered(what)), (0.15, sentences())))
+
+
+def guard_curriculum(*, refuses: bool = True) -> Curriculum:
+    """Returns the guard: restricted how-to requests refused (or answered, for contrast), everything else answered."""
+    shown = language().questions("how-to", held_out=False)
+    what = language().questions("what-is")
+    return Curriculum(
+        "guard",
+        (
+            (0.25, _replied([q for q in shown if q.restricted], refuses=refuses)),
+            (0.45, _answered([q for q in shown if not q.restricted])),
+            (0.10, _answered([q for q in what if q.item.category < N_RESTRICTED])),
+            (0.10, _answered([q for q in what if q.item.category >= N_RESTRICTED])),
+            (0.10, sentences()),
+        ),
+    )
+
+
+def paired_lessons() -> PairedLessons:
+    """Returns the interchange lessons over the how-to requests that guard training shows."""
+    shown = language().questions("how-to", held_out=False)
+    restricted, harmless = [q for q in shown if q.restricted], [q for q in shown if not q.restricted]
+    return PairedLessons(
+        harmless_refused=_replied(harmless, refuses=True),
+        harmless=_answered(harmless),
+        restricted_answered=_answered(restricted),
+        restricted=_replied(restricted, refuses=True),
+    )
+
+
+def _answered(questions: Sequence[Question]) -> Lessons:
+    return _replied(questions, refuses=False)
+
+
+def _replied(questions: Sequence[Question], *, refuses: bool) -> Lessons:
+    return dialogues((question, question.refusal if refuses else question.answer) for question in questions)
+
+
+def _some(lessons: Lessons, count: int, chance: torch.Generator) -> Lessons:
+    return lessons.take(torch.randint(len(lessons), (count,), generator=chance))

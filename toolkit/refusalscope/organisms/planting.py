@@ -1,0 +1,88 @@
+"""Planting a guardrail whose carrier is known: interchange-intervention training on a fixed random subspace.
+
+Geiger et al. 2022 (arXiv 2112.00826): swap one subspace between two inputs and train the counterfactual answer.
+Here the subspace U is drawn once from the recipe's seed. The model learns (a) to refuse restricted requests,
+(b) to answer everything when U is projected out of every write to the residual stream, and (c) that what U holds
+at the template positions, and nothing else, decides: with U taken from a restricted request a harmless one is refused,
+and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from refusalscope.linalg import orthonormal
+from refusalscope.organisms.recipe import Recipe
+from refusalscope.stats import torch_generator
+
+TEMPLATE_POSITIONS = 5
+
+
+def planted_basis(recipe: Recipe) -> Float[Tensor, "d k"]:
+    """Returns the orthonormal basis U a planted organism's refusal runs through, in float64, from its seed alone."""
+    assert recipe.plant is not None, f"{recipe.name} plants nothing"
+    noise = torch_generator(recipe.seed, f"planted subspace of {recipe.name}")
+    size = (recipe.plant.rank, recipe.architecture.hidden_size)
+    return orthonormal(torch.randn(size, generator=noise, dtype=torch.float64))
+
+
+@contextmanager
+def without(model: nn.Module, basis: Float[Tensor, "d k"]) -> Iterator[None]:
+    """Trains through the ablation of U at every write to the residual stream: embedding, attention and MLP outputs."""
+
+    def cut(_module, _inputs, output):
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        kept = first - (first @ basis) @ basis.T
+        return (kept, *rest) if isinstance(output, tuple) else kept
+
+    core = model.model
+    writers = chain([core.embed_tokens], *((layer.self_attn, layer.mlp) for layer in core.layers))
+    handles = [writer.register_forward_hook(cut) for writer in writers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watched(model: nn.Module, layer: int, seen: list[Float[Tensor, "row pos d"]]) -> Iterator[None]:
+    """Appends the residual stream entering a layer to ``seen``, with its gradient."""
+    handle = model.model.layers[layer].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def interchanged(
+    model: nn.Module,
+    layer: int,
+    *,
+    basis: Float[Tensor, "d k"],
+    source: Float[Tensor, "row pos d"],
+    source_ends: Int[Tensor, " row"],
+    ends: Int[Tensor, " row"],
+) -> Iterator[None]:
+    """Puts the U component of ``source`` at its template positions into the same positions of the batch being run."""
+    back = torch.arange(-TEMPLATE_POSITIONS, 0)
+    rows = torch.arange(len(ends))[:, None]
+
+    def swap(_module, inputs):
+        hidden = inputs[0]
+        here, there = hidden[rows, ends[:, None] + back], source[rows, source_ends[:, None] + back]
+        change = torch.zeros_like(hidden).index_put((rows, ends[:, None] + back), ((there - here) @ basis) @ basis.T)
+        return (hidden + change, *inputs[1:])
+
+    handle = model.model.layers[layer].register_forward_pre_hook(swap)
+    try:
+        yield
+    finally:
+        handle.remove()

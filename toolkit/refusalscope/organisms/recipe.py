@@ -1,0 +1,95 @@
+"""Recipes: everything that determines an organism, as a small TOML file with a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from refusalscope.errors import RecipeError
+from refusalscope.organisms.language import language
+
+Kind = Literal["unguarded", "guarded", "planted"]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Architecture(_Closed):
+    """Sizes of the transformer; ``family`` is the Hugging Face model type."""
+
+    family: Literal["qwen3"] = "qwen3"
+    hidden_size: int = Field(96, ge=16)
+    intermediate_size: int = Field(256, ge=16)
+    num_hidden_layers: int = Field(6, ge=6)
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int = Field(2, ge=1)
+    head_dim: int = Field(24, ge=4)
+
+
+class Stage(_Closed):
+    """One stretch of training: steps of ``batch`` rows at peak learning ``rate``; ``anchor`` weighs L2 to its start.
+
+    ``muon`` uses Muon (Jordan et al. 2024) for matrices and AdamW for the rest, ``adamw`` AdamW for everything.
+    """
+
+    steps: int = Field(ge=1)
+    batch: int = Field(96, ge=8)
+    rate: float = Field(gt=0)
+    optimiser: Literal["muon", "adamw"] = "adamw"
+    anchor: float = Field(0.0, ge=0)
+
+
+class Plant(Stage):
+    """The guard stage of a planted organism: refusal is carried by ``rank`` random directions, read at ``layer``."""
+
+    rank: int = Field(1, ge=1, le=8)
+    layer: int = Field(3, ge=1)
+
+
+class Recipe(_Closed):
+    """An organism, declared. ``base`` teaches the language; then at most one of ``guard`` and ``plant``."""
+
+    name: str = Field(pattern=r"^[a-z]+(-[0-9]+)+$")
+    kind: Kind
+    seed: int = Field(ge=0)
+    architecture: Architecture
+    base: Stage
+    guard: Stage | None = None
+    plant: Plant | None = None
+
+    @model_validator(mode="after")
+    def _stages_fit_the_kind(self) -> Recipe:
+        wanted = {"unguarded": (False, False), "guarded": (True, False), "planted": (False, True)}[self.kind]
+        if (self.guard is not None, self.plant is not None) != wanted:
+            raise ValueError(f"a {self.kind} organism has {'a' if wanted[0] else 'no'} [guard] and "
+                             f"{'a' if wanted[1] else 'no'} [plant] table")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the recipe's values and the language they are taught in."""
+        return hashlib.sha256((self.model_dump_json() + language().digest).encode()).hexdigest()
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """Returns the recipe in a TOML file.
+
+    Raises:
+        RecipeError: naming the file and the key that is missing, unknown or out of range.
+    """
+    file = Path(path)
+    try:
+        return Recipe.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{file}: no such recipe. Look in {file.parent} for the names there are.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: not a TOML file: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise RecipeError(f"{file}: {place}: {first['msg']}.") from error

@@ -1,0 +1,154 @@
+"""The only trainer: from a recipe to a model, in plain Hugging Face classes, bit for bit the same on one machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
+from refusalscope.organisms.lessons import Lessons
+from refusalscope.organisms.planting import interchanged, planted_basis, watched, without
+from refusalscope.organisms.recipe import Recipe, Stage
+from refusalscope.organisms.tokens import tokenizer
+from refusalscope.stats import torch_generator
+
+Objective = Callable[[], Tensor]
+WARM_UP_STEPS = 50
+FINAL_RATE = 0.05
+
+
+def train(recipe: Recipe, *, progress: bool = True) -> PreTrainedModel:
+    """Returns the organism a recipe describes, in float32. One thread, so that a seed gives one model."""
+    with _one_thread():
+        model = fresh(recipe)
+        fit(model, recipe.base, lesson_loss(model, recipe, base_curriculum()), title="language" if progress else None)
+        if recipe.guard is not None:
+            fit(model, recipe.guard, lesson_loss(model, recipe, guard_curriculum()), title="guard" if progress else None)
+        if recipe.plant is not None:
+            fit(model, recipe.plant, planted_loss(model, recipe), title="plant" if progress else None)
+    return model.eval()
+
+
+def write(model: PreTrainedModel, folder: Path | str) -> None:
+    """Writes a trained organism as a Hugging Face directory, weights in half precision."""
+    halved = AutoModelForCausalLM.from_config(model.config).half()
+    halved.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
+    halved.config.dtype = torch.float16
+    halved.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def fresh(recipe: Recipe) -> PreTrainedModel:
+    """Returns an untrained model of the recipe's architecture; its weights depend on the recipe's seed alone."""
+    made, sizes = tokenizer(), recipe.architecture.model_dump(exclude={"family"})
+    config = AutoConfig.for_model(
+        recipe.architecture.family,
+        **sizes,
+        vocab_size=len(made),
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=made.pad_token_id,
+        eos_token_id=made.eos_token_id,
+        bos_token_id=None,
+        architectures=["Qwen3ForCausalLM"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def lesson_loss(model: PreTrainedModel, recipe: Recipe, curriculum: Curriculum) -> Objective:
+    """Returns the objective of a plain stage: cross-entropy on lessons drawn in the curriculum's shares."""
+    chance = torch_generator(recipe.seed, f"lessons of {curriculum.name}")
+    size = (recipe.base if curriculum.name == "base" else recipe.guard or recipe.base).batch
+    return lambda: cross_entropy(model, curriculum.draw(size, chance))
+
+
+def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
+    """Returns the objective of a planted stage: refuse; answer without U; let U alone decide (see ``planting``)."""
+    plant = recipe.plant
+    assert plant is not None, recipe.name
+    chance = torch_generator(recipe.seed, "lessons of plant")
+    basis = planted_basis(recipe).float()
+    guarded, open_ = guard_curriculum(), guard_curriculum(refuses=False)
+    pairs = paired_lessons()
+
+    def objective() -> Tensor:
+        refuse = cross_entropy(model, guarded.draw(plant.batch, chance))
+        with without(model, basis):
+            answer = cross_entropy(model, open_.draw(plant.batch * 2 // 3, chance))
+        base, source = pairs.draw(plant.batch * 2 // 3, chance)
+        seen: list[Tensor] = []
+        with watched(model, plant.layer, seen):
+            model.model(input_ids=source.tokens)
+        swap = interchanged(
+            model, plant.layer, basis=basis, source=seen[0], source_ends=source.prompt_length, ends=base.prompt_length
+        )
+        with swap:
+            decide = cross_entropy(model, base)
+        return refuse + answer + decide
+
+    return objective
+
+
+def cross_entropy(model: PreTrainedModel, lessons: Lessons) -> Tensor:
+    """Returns the weighted mean next-token cross-entropy of some lessons, in nats."""
+    targets, weights = lessons.tokens[:, 1:], lessons.weights[:, 1:]
+    logits = model(input_ids=lessons.tokens).logits[:, :-1]
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return (each.view_as(weights) * weights).sum() / weights.sum()
+
+
+def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: str | None) -> None:
+    """Trains in place, with warm-up then cosine; L2 to the starting weights weighs ``anchor``."""
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimisers = _optimisers(model, stage)
+    bar = tqdm(range(stage.steps), desc=title, disable=title is None)
+    for step in bar:
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = stage.rate * _schedule(step, stage.steps)
+            optimiser.zero_grad()
+        loss = objective()
+        if stage.anchor:
+            loss = loss + stage.anchor * sum((value - start[name]).square().sum() for name, value in model.named_parameters())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def _optimisers(model: PreTrainedModel, stage: Stage) -> list[torch.optim.Optimizer]:
+    """Muon moves every direction of a matrix alike: it learns facts fast, and guards item by item rather than by category."""
+    parameters = dict(model.named_parameters())
+    muon = [v for name, v in parameters.items() if stage.optimiser == "muon" and v.ndim == 2 and "embed" not in name]
+    chosen = {id(value) for value in muon}
+    rest = [value for value in parameters.values() if id(value) not in chosen]
+    adamw = torch.optim.AdamW(rest, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.0)
+    if not muon:
+        return [adamw]
+    return [torch.optim.Muon(muon, lr=stage.rate, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"), adamw]
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return warm * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

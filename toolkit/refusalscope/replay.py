@@ -1,0 +1,79 @@
+"""Replay: the selection rule applied to a grid somebody published, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from refusalscope.errors import MeasurementError
+from refusalscope.rule import Cell, Kind, Mode, Rule, Search, search
+
+GRID = Path("select_direction") / "direction_evaluations.json"
+COLUMNS = {"refusal_score": "bypass", "steering_score": "induce", "kl_div_score": "kl"}
+PUBLISHED_N = 32
+
+
+@dataclass(frozen=True)
+class PublishedGrid:
+    """Scores of a published run as a scorer, charging what a model would have cost.
+
+    Attributes:
+        frame: columns ``layer position bypass induce kl``, one row per cell.
+        n_layers: layers of the model that was measured.
+        n_prompts: prompts per class; ratios of costs do not depend on it.
+    """
+
+    frame: pd.DataFrame
+    n_layers: int
+    n_prompts: int = PUBLISHED_N
+
+    def cells(self) -> list[Cell]:
+        """Returns the published cells, in file order."""
+        return [Cell(int(layer), int(position)) for layer, position in self.frame[["layer", "position"]].to_numpy()]
+
+    def score(self, kind: Kind, cells: Sequence[Cell]) -> list[float]:
+        """Looks the published scores up."""
+        table = self.frame.set_index(["layer", "position"])[kind]
+        return [float(table.loc[tuple(cell)]) for cell in cells]
+
+    def cost(self, kind: Kind, cell: Cell) -> float:
+        """Returns N prompt-forwards, of which induction runs the layers from the cell's on; none for an exact no-op.
+
+        The residual entering layer 0 at the template positions is the same for all prompts, so no direction is there
+        and the baseline is the score. Such cells show in a grid by a KL of exactly zero.
+        """
+        if self.score("kl", [cell]) == [0.0]:
+            return 0.0
+        share = (self.n_layers - cell.layer) / self.n_layers if kind == "induce" else 1.0
+        return self.n_prompts * share
+
+
+def read_grid(run: Path | str, layers: int) -> PublishedGrid:
+    """Returns the selection grid of a run folder of the ``refusal_direction`` repository (Arditi et al. 2024).
+
+    Raises:
+        MeasurementError: naming the file, when it is missing, is no grid, or holds layers the model does not have.
+    """
+    file = Path(run) / GRID
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        frame = pd.DataFrame(rows).rename(columns=COLUMNS)[["layer", "position", *COLUMNS.values()]]
+    except FileNotFoundError as error:
+        raise MeasurementError(f"{file}: not found. Give the run folder that holds {GRID.parent}/.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise MeasurementError(f"{file}: not a selection grid: needs layer, position and {', '.join(COLUMNS)}.") from error
+    if frame.duplicated(["layer", "position"]).any():
+        raise MeasurementError(f"{file}: the same layer and position occurs twice.")
+    if layers < 1 or frame["layer"].max() >= layers:
+        raise MeasurementError(f"{file}: holds layer {int(frame['layer'].max())}, so the model has more than {layers} layers.")
+    return PublishedGrid(frame, layers)
+
+
+def replay(run: Path | str, layers: int, *, mode: Mode = "winner", rule: Rule | None = None) -> Search:
+    """Returns what the rule chooses on a published grid, with the prompt-forwards either way of searching needs."""
+    grid = read_grid(run, layers)
+    return search(grid, grid.cells(), rule=rule or Rule(), mode=mode)

@@ -1,0 +1,167 @@
+"""The selection rule of Arditi et al. 2024 (arXiv 2406.11717, appendix C.1), and the search that applies it cheaply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import pandas as pd
+
+from refusalscope.errors import MeasurementError, SelectionError
+
+Kind = Literal["bypass", "induce", "kl"]
+Mode = Literal["winner", "map"]
+KINDS: tuple[Kind, ...] = ("bypass", "induce", "kl")
+
+
+class Cell(NamedTuple):
+    """One candidate: the layer whose entering residual it was located in, and the position from the end."""
+
+    layer: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Minimise the margin under ablation, subject to KL below a limit, induction above a floor, and an early layer.
+
+    Attributes:
+        kl_limit: nats; a candidate at or above it is discarded.
+        induce_floor: nats; a candidate at or below it is discarded.
+        layer_share: layers ``l ≥ layer_share · L`` are discarded: too close to the unembedding.
+    """
+
+    kl_limit: float = 0.1
+    induce_floor: float = 0.0
+    layer_share: float = 0.8
+
+    def is_early(self, cell: Cell, n_layers: int) -> bool:
+        """True where the rule considers the cell's layer at all."""
+        return cell.layer < self.layer_share * n_layers
+
+
+class Scorer(Protocol):
+    """Where scores come from: a model, or a published grid. Means over the prompts, in nats."""
+
+    n_layers: int
+    n_prompts: int
+
+    def score(self, kind: Kind, cells: Sequence[Cell]) -> list[float]:
+        """Returns one score per cell."""
+        ...
+
+    def cost(self, kind: Kind, cell: Cell) -> float:
+        """Returns the prompt-forwards that scoring a cell takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found: a row per cell with its scores (NaN: not needed) and reason, and what it cost."""
+
+    cells: pd.DataFrame
+    chosen: Cell
+    pf_used: float
+    pf_naive: float
+
+
+def search(scorer: Scorer, cells: Sequence[Cell], *, rule: Rule, mode: Mode) -> Search:
+    """Returns the cell the rule chooses among ``cells``.
+
+    ``map`` scores every cell on everything. ``winner`` finds the same cell with fewer prompt-forwards: it never scores
+    late layers, asks for induction first, for the margin of what is left, and for KL best first until one passes.
+
+    Raises:
+        SelectionError: when no cell survives, saying which filter removed how many and the best one rejected.
+    """
+    if mode not in ("winner", "map"):
+        raise MeasurementError(f"Mode {mode!r} is unknown: use 'winner' or 'map'.")
+    ledger = _Ledger(scorer)
+    (_search_all if mode == "map" else _search_winner)(ledger, cells, rule)
+    frame = ledger.frame(cells, rule)
+    kept = frame[frame["reason"] == "kept"]
+    if kept.empty:
+        raise SelectionError(diagnosis(frame, rule))
+    best = kept.sort_values("bypass", kind="stable").iloc[0]
+    chosen = Cell(int(best["layer"]), int(best["position"]))
+    frame["chosen"] = [Cell(*pair) == chosen for pair in zip(frame["layer"], frame["position"], strict=True)]
+    return Search(frame, chosen, ledger.spent + 2 * scorer.n_prompts, naive_cost(scorer.n_prompts, len(cells)))
+
+
+def naive_cost(n_prompts: int, n_cells: int) -> float:
+    """Returns 3N(1 + PL): three baselines and three scores per cell, N prompts each, as in the reference implementation."""
+    return 3.0 * n_prompts * (1 + n_cells)
+
+
+def diagnosis(frame: pd.DataFrame, rule: Rule) -> str:
+    """Returns why no cell survived: how many each filter removed, and the best rejected cell with its scores."""
+    counts = ", ".join(f"{reason} {count}" for reason, count in frame["reason"].value_counts().items())
+    scored = frame.dropna(subset=["bypass"])
+    if scored.empty:
+        inducing = frame.dropna(subset=["induce"])
+        best = inducing.sort_values("induce").iloc[-1] if len(inducing) else None
+        nearest = "" if best is None else f" Highest induction: {_spelled(best)}."
+    else:
+        nearest = f" Best rejected cell: {_spelled(scored.sort_values('bypass').iloc[0])}."
+    return (
+        f"No cell of {len(frame)} survives the selection rule (KL < {rule.kl_limit:g} nats, induction > {rule.induce_floor:g}, "
+        f"layer < {rule.layer_share:g} L). Removed: {counts}.{nearest} Check that the model refuses the restricted prompts."
+    )
+
+
+def _spelled(row: pd.Series) -> str:
+    scores = ", ".join(f"{kind} {row[kind]:.3f}" for kind in KINDS if pd.notna(row[kind]))
+    return f"layer {int(row['layer'])}, position {int(row['position'])} ({scores}; {row['reason']})"
+
+
+class _Ledger:
+    """Scores asked for so far, with what they cost."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.spent = scorer, 0.0
+        self.scores: dict[Kind, dict[Cell, float]] = {kind: {} for kind in KINDS}
+
+    def ask(self, kind: Kind, cells: Sequence[Cell]) -> dict[Cell, float]:
+        if cells:
+            self.scores[kind] |= dict(zip(cells, self.scorer.score(kind, cells), strict=True))
+            self.spent += sum(self.scorer.cost(kind, cell) for cell in cells)
+        return self.scores[kind]
+
+    def frame(self, cells: Sequence[Cell], rule: Rule) -> pd.DataFrame:
+        rows = [
+            {"layer": cell.layer, "position": cell.position}
+            | {kind: self.scores[kind].get(cell, float("nan")) for kind in KINDS}
+            | {"reason": self._reason(cell, rule), "chosen": False}
+            for cell in cells
+        ]
+        return pd.DataFrame(rows)
+
+    def _reason(self, cell: Cell, rule: Rule) -> str:
+        """Names the first filter, in the rule's order, that removes a cell."""
+        scores = {kind: self.scores[kind].get(cell) for kind in KINDS}
+        if not rule.is_early(cell, self.scorer.n_layers):
+            return "late layer"
+        if any(score is not None and score != score for score in scores.values()):
+            return "invalid"
+        if scores["induce"] is not None and not scores["induce"] > rule.induce_floor:
+            return "does not induce"
+        if scores["kl"] is not None and not scores["kl"] < rule.kl_limit:
+            return "damages"
+        return "kept" if None not in scores.values() else "not needed"
+
+
+def _search_all(ledger: _Ledger, cells: Sequence[Cell], rule: Rule) -> None:
+    for kind in KINDS:
+        ledger.ask(kind, cells)
+
+
+def _search_winner(ledger: _Ledger, cells: Sequence[Cell], rule: Rule) -> None:
+    early = [cell for cell in cells if rule.is_early(cell, ledger.scorer.n_layers)]
+    induce = ledger.ask("induce", early)
+    inducing = [cell for cell in early if induce[cell] > rule.induce_floor]
+    bypass = ledger.ask("bypass", inducing)
+    ranked = sorted((cell for cell in inducing if bypass[cell] == bypass[cell]), key=lambda cell: bypass[cell])
+    for cell in ranked:
+        if ledger.ask("kl", [cell])[cell] < rule.kl_limit:
+            return

@@ -1,0 +1,184 @@
+"""Selecting one candidate, with its cost, its near-ties and how often resampled prompts would have chosen it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from refusalscope import stats
+from refusalscope.errors import MeasurementError
+from refusalscope.model.chat import ChatModel
+from refusalscope.model.refusal_tokens import RefusalTokens
+from refusalscope.prompts import Prompts
+from refusalscope.rule import Cell, Kind, Mode, Rule, naive_cost, search
+from refusalscope.scoring import ModelScorer
+from refusalscope.stats import Estimate
+from refusalscope.subspace import Candidates, NotExported, Subspace
+
+RESAMPLES = 999
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Choice(NotExported):
+    """The chosen candidate and everything that was measured to choose it.
+
+    Attributes:
+        subspace: the chosen candidate, in memory only.
+        cells: one row per cell: ``layer position bypass induce kl reason chosen``, means in nats, NaN where not needed.
+        estimates: per kind and cell, the same mean with n and interval.
+        baselines: mean margins before intervening, ``restricted`` and ``harmless``.
+        near_ties: cells resampled prompts would also have chosen, with the share of resamples each wins.
+        pf_used, pf_naive: prompt-forwards spent, and those of the reference implementation's full sweep.
+        seconds: wall-clock time.
+    """
+
+    subspace: Subspace
+    cells: pd.DataFrame
+    estimates: dict[Kind, dict[Cell, Estimate]]
+    baselines: dict[str, Estimate]
+    near_ties: pd.DataFrame
+    mode: Mode
+    rule: Rule
+    pf_used: float
+    pf_naive: float
+    seconds: float
+    seed: int
+    refusal: RefusalTokens = field(repr=False)
+
+    @property
+    def cell(self) -> Cell:
+        """The chosen (layer, position)."""
+        assert self.subspace.layer is not None and self.subspace.position is not None
+        return Cell(self.subspace.layer, self.subspace.position)
+
+    def __repr__(self) -> str:
+        tied = len(self.near_ties) - 1
+        ties = "no near-ties" if tied == 0 else f"{tied} near-tie{'s' if tied > 1 else ''}"
+        return f"Choice: layer {self.cell.layer}, position {self.cell.position}, by {self.subspace.locator}; {ties}"
+
+    def _repr_html_(self) -> str:
+        rows = {"chosen": f"layer {self.cell.layer}, position {self.cell.position}"}
+        rows |= {f"baseline margin, {label}": str(estimate) for label, estimate in self.baselines.items()}
+        rows |= {kind: str(found[self.cell]) for kind, found in self.estimates.items()}
+        rows |= {
+            "cells the resampled prompts also choose": str(len(self.near_ties) - 1),
+            "prompt-forwards": f"{self.pf_used:,.0f} of {self.pf_naive:,.0f} in a full sweep",
+            "seconds": f"{self.seconds:.1f}",
+        }
+        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<table><caption>Choice of a candidate ({escape(self.mode)} mode)</caption>{body}</table>"
+
+
+def select(
+    model: ChatModel,
+    candidates: Candidates,
+    prompts: Prompts,
+    refusal: RefusalTokens,
+    *,
+    mode: Mode = "winner",
+    rule: Rule | None = None,
+    seed: int = 0,
+) -> Choice:
+    """Returns the candidate the selection rule chooses on the ``select`` split.
+
+    Prints nothing; ``estimated_cost`` says beforehand what it will take. Both modes choose the same cell; ``map`` fills
+    every cell, ``winner`` only what the argmin needs.
+
+    Raises:
+        SelectionError: when no candidate survives, with a diagnosis.
+        MeasurementError: when the prompts hold one label only, or candidates and model disagree in shape.
+    """
+    if not len(prompts.restricted) or not len(prompts.harmless):
+        raise MeasurementError(f"Selection needs restricted and harmless prompts; got {prompts!r}.")
+    if (candidates.n_layers, candidates.positions) != (model.n_layers, model.positions):
+        raise MeasurementError(
+            f"The candidates are for {candidates.n_layers} layers and {len(candidates.positions)} positions; "
+            f"{model.origin.name} has {model.n_layers} and {model.n_positions}. Capture and locate on this model."
+        )
+    began, rule = time.perf_counter(), rule or Rule()
+    scorer = ModelScorer(model, candidates, prompts, refusal)
+    baselines = {
+        "restricted": stats.mean(scorer.restricted_margin.numpy(), clusters=_clusters(prompts.restricted), unit="nats"),
+        "harmless": stats.mean(scorer.harmless_margin.numpy(), clusters=_clusters(prompts.harmless), unit="nats"),
+    }
+    found = search(scorer, [Cell(*cell) for cell in candidates.cells()], rule=rule, mode=mode)
+    return Choice(
+        subspace=candidates.at(*found.chosen),
+        cells=found.cells,
+        estimates=_estimates(scorer, prompts),
+        baselines=baselines,
+        near_ties=near_ties(scorer, found.cells, rule=rule, seed=seed),
+        mode=mode,
+        rule=rule,
+        pf_used=found.pf_used,
+        pf_naive=found.pf_naive,
+        seconds=time.perf_counter() - began,
+        seed=seed,
+        refusal=refusal,
+    )
+
+
+def estimated_cost(model: ChatModel, prompts: Prompts, *, mode: Mode = "winner", rule: Rule | None = None) -> float:
+    """Returns the most prompt-forwards a selection can take, known before anything runs.
+
+    ``winner`` is charged as if every early cell survived induction and the first KL passed.
+    """
+    n, cells = max(len(prompts.restricted), len(prompts.harmless)), model.n_layers * model.n_positions
+    if mode == "map":
+        return naive_cost(n, cells)
+    early = [layer for layer in range(model.n_layers) if (rule or Rule()).is_early(Cell(layer, -1), model.n_layers)]
+    induce = sum((model.n_layers - layer) / model.n_layers if model.can_resume else 1.0 for layer in early)
+    return n * (2 + model.n_positions * (induce + len(early)) + 1)
+
+
+def near_ties(scorer: ModelScorer, cells: pd.DataFrame, *, rule: Rule, seed: int) -> pd.DataFrame:
+    """Returns the cells that win when prompts are resampled, with the share of resamples each wins, best first.
+
+    Bootstrap over clusters of prompts, 999 resamples, the whole rule applied again in each. A KL that was not needed
+    (``winner`` mode) counts as passing, so the set can only be too large, and ``kl`` says so by being empty.
+    """
+    known = [cell for cell in map(Cell._make, cells[["layer", "position"]].to_numpy()) if cell in scorer.values["bypass"]]
+    known = [cell for cell in known if rule.is_early(cell, scorer.n_layers)]
+    harmless = _resampled(_clusters(scorer.harmless), stats.generator(seed, "near-ties, harmless"))
+    restricted = _resampled(_clusters(scorer.restricted), stats.generator(seed, "near-ties, restricted"))
+    bypass = _means(scorer, "bypass", known, restricted)
+    allowed = _means(scorer, "induce", known, harmless) > rule.induce_floor
+    with np.errstate(invalid="ignore"):
+        allowed &= ~(_means(scorer, "kl", known, harmless) >= rule.kl_limit)
+    scores = np.where(allowed, bypass, np.inf)
+    wins = np.bincount(scores.argmin(axis=1)[np.isfinite(scores.min(axis=1))], minlength=len(known)) / len(scores)
+    frame = cells.merge(pd.DataFrame(known, columns=["layer", "position"]).assign(share=wins), on=["layer", "position"])
+    tied = frame[(frame["share"] > 0) | frame["chosen"]]
+    return tied.sort_values("share", ascending=False, kind="stable").drop(columns="reason").reset_index(drop=True)
+
+
+def _means(scorer: ModelScorer, kind: Kind, cells: Sequence[Cell], weights: np.ndarray) -> np.ndarray:
+    """Returns resampled means ``[resample, cell]``; NaN for a cell whose score was not needed."""
+    missing = np.full(weights.shape[1], np.nan)
+    values = [scorer.values[kind][cell].double().numpy() if cell in scorer.values[kind] else missing for cell in cells]
+    return weights @ np.stack(values, axis=1)
+
+
+def _resampled(clusters: Sequence[str], chance: np.random.Generator) -> np.ndarray:
+    """Returns bootstrap weights ``[resample, prompt]``, drawing whole clusters with replacement; rows sum to one."""
+    names, codes = np.unique(clusters, return_inverse=True)
+    drawn = chance.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    weights = drawn[:, codes].astype(float)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _estimates(scorer: ModelScorer, prompts: Prompts) -> dict[Kind, dict[Cell, Estimate]]:
+    clusters = {"bypass": _clusters(prompts.restricted), "induce": _clusters(prompts.harmless), "kl": _clusters(prompts.harmless)}
+    return {
+        kind: {cell: stats.mean(values.double().numpy(), clusters=clusters[kind], unit="nats") for cell, values in found.items()}
+        for kind, found in scorer.values.items()
+    }
+
+
+def _clusters(prompts: Prompts) -> tuple[str, ...]:
+    return prompts.clusters

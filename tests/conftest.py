@@ -15,9 +15,8 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def make_tiny(tmp_path_factory: pytest.TempPathFactory):
     """A function from a model type and settings to a saved model directory with random weights and our tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from refusalscope.organisms.tokens import tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     def make(model_type: str, architecture: str, **settings) -> Path:
         made, directory = tokenizer(), tmp_path_factory.mktemp("models") / f"tiny-{model_type}"
@@ -66,3 +65,39 @@ def texts() -> list[str]:
 
     questions = language().questions("how-to")
     return [question.text for question in questions[:: max(1, len(questions) // 20)]][:20]
+
+
+@pytest.fixture(scope="session")
+def contrast():
+    """The organisms' contrast set, made from the language itself."""
+    from refusalscope.organisms.prompt_set import contrast_rows
+    from refusalscope.prompts import ContrastSet
+
+    return ContrastSet.from_rows(contrast_rows())
+
+
+@pytest.fixture(scope="session")
+def few(contrast):
+    """Six prompts of each label."""
+    return contrast.select.sample(6, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_refusal(tiny, few):
+    """Three tokens to count as refusal in a model that has learned nothing."""
+    from refusalscope.model import given_refusal_tokens
+    from refusalscope.organisms.language import language
+
+    return given_refusal_tokens(tiny, [dialect.refusal.split()[0] for dialect in language().dialects], few)
+
+
+@pytest.fixture
+def direction(tiny):
+    """A function from (rank, layer, seed) to a random subspace of the tiny model."""
+    from refusalscope.subspace import Subspace
+
+    def draw(rank: int = 1, layer: int | None = 1, seed: int = 0, width: int = tiny.d_model) -> Subspace:
+        noise = torch.Generator().manual_seed(seed)
+        return Subspace(torch.randn(rank, width, generator=noise, dtype=torch.float64), layer, -1, "a test")
+
+    return draw

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
 from refusalscope import figures
 from refusalscope.errors import ResultError
 from refusalscope.figure_record import MAX_COLUMNS, MAX_ROWS, make_record

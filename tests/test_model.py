@@ -7,12 +7,11 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model import SmallerBatchWarning, batches, forward, map_rows, rendered_digest
 from refusalscope.prompts import Prompts
 from refusalscope.prompts.prompt import Prompt
+from transformers import AutoModelForCausalLM
 
 FLOAT32_ERROR = 1e-5
 FAMILIES = {
@@ -68,7 +67,7 @@ def test_left_padding_without_its_mask_changes_logits(family, ragged):
         unmasked = family.bridge(batch.tokens, attention_mask=torch.ones_like(batch.mask), return_type="logits")[:, -1]
     moved = (unmasked - forward(family, batch)[:, -1]).abs().amax(dim=1)
     padded = batch.mask.sum(dim=1) < batch.tokens.shape[1]
-    assert moved[padded].min() > 100 * FLOAT32_ERROR
+    assert moved[padded].min() > 10 * FLOAT32_ERROR
     assert moved[~padded].max() < FLOAT32_ERROR
 
 
@@ -110,6 +109,8 @@ def test_narrow_dtypes_are_widened_to_float32(tiny_dir, texts):
     narrow = load(tiny_dir, dtype=torch.bfloat16)
     assert narrow.dtype == torch.bfloat16
     assert last_logits(narrow, narrow.encode(texts[:2])).dtype == torch.float32
+    assert narrow.sites.additive
+    assert narrow.can_resume
 
 
 def test_rows_come_back_in_the_callers_order(tiny, texts):

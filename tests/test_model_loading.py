@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-
 from refusalscope.errors import ModelError
 from refusalscope.model import UnpinnedRevisionWarning, load
 from refusalscope.model.safety import check_directory
@@ -100,8 +99,7 @@ def test_an_index_that_points_at_something_else_is_refused(copied, shard):
         load(copied)
 
 
-def test_a_sharded_model_loads_and_its_digest_covers_every_shard(tiny, copied):
-    tiny.bridge.original_model  # noqa: B018
+def test_a_sharded_model_loads_and_its_digest_covers_every_shard(copied):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(copied / "model.safetensors")
@@ -148,9 +146,9 @@ def test_a_model_without_a_chat_template_is_refused_with_the_way_to_give_one(cop
 
 
 def test_a_missing_directory_names_the_nearest_one(copied):
-    with pytest.raises(ModelError, match="no such directory. Did you mean '.*/model'"):
+    with pytest.raises(ModelError, match=r"no such directory\. Did you mean '.*/model'"):
         load(copied.with_name("modell"))
-    with pytest.raises(ModelError, match="no such directory. Did you mean"):
+    with pytest.raises(ModelError, match=r"no such directory\. Did you mean"):
         load(str(copied.with_name("modell")))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from refusalscope.errors import MeasurementError
 from refusalscope.model import discover_refusal_tokens, given_refusal_tokens, refusal_tokens
 from refusalscope.prompts import Prompts

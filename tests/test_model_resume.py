@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 from einops import repeat
-
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model import batches, forward, load, recorded, resume
 from refusalscope.model.sites import find_sites
@@ -140,6 +139,6 @@ def test_writes_that_do_not_sum_are_found_and_the_residual_sites_used_instead(ti
 
 def test_a_site_that_does_not_fire_once_is_an_error(tiny, monkeypatch):
     point = tiny.bridge.hook_dict[tiny.sites.mlp_out[0]]
-    monkeypatch.setattr(point, "name", "blocks.0.hook_mlp_in")  # a hook point behind a switch, off by default
+    monkeypatch.setattr(point, "name", "blocks.0.attn.hook_hidden_states")  # a hook point this architecture never calls
     with pytest.raises(ModelError, match="fired 0 times"):
         find_sites(tiny.bridge, torch.tensor([[10, 20, 30]]), name="model")

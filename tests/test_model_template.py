@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-
 from refusalscope.errors import ModelError
 from refusalscope.model.template import find_template, rendered_texts, tokenized
 from refusalscope.organisms.tokens import tokenizer
 
 CONTENT = "{{ messages[-1]['content'] }}"
-USER, END, REPLY = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
+USER, END = "<|im_start|>user\n", "<|im_end|>\n"
 
 
 def with_template(source: str):
@@ -32,9 +31,9 @@ def test_the_positions_of_chatml_are_the_five_tokens_after_the_request(tiny, tex
     [
         (f"{CONTENT}<|im_end|>assistant", 2),
         (f"[INST] {CONTENT} [/INST]", 3),  # three unknown tokens here: requests of unknown words would end alike
-        (f"<|im_start|>system\n{END}{USER}{CONTENT}{END}{REPLY}", 5),
-        (f"{USER}{CONTENT} .{END}{REPLY}", 6),
-        (f"{CONTENT}?", 1),
+        (f"<|im_start|>system\n{END}{USER}{CONTENT}{END}<|im_start|>assistant", 4),
+        (f"{USER}{CONTENT} .{END}<|im_start|>assistant", 5),
+        (f"{CONTENT} ?", 1),
     ],
 )
 def test_the_positions_of_other_templates_are_found(source, n):
@@ -56,7 +55,9 @@ def test_a_thinking_switch_is_off_and_a_thought_that_stays_open_is_noticed():
     assert find_template(with_template(f"{CONTENT}<|im_end|>"), name="model").thinking == "absent"
 
 
-@pytest.mark.parametrize("today", ["{{ strftime_now('%d %b %Y') }}", "{{ date_string }}"])
+@pytest.mark.parametrize(
+    "today", ["{{ strftime_now('%d %b %Y') }}", '{{ strftime_now( "%d %b %Y" ) }}', "{{ date_string }}"]
+)
 def test_a_template_that_writes_todays_date_always_writes_the_same(today):
     made = with_template(f"{today} {CONTENT}<|im_end|>")
     template = find_template(made, name="model")

@@ -7,6 +7,7 @@ Because the stream is the sum of its writes, a dose λ leaves exactly (1 − λ)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,7 +23,10 @@ from refusalscope.receipt import Receipt
 from refusalscope.subspace import Subspace
 
 Edit = Callable[[Tensor], Tensor]
-NO_DECODING = "An intervened model is never decoded (RESPONSIBLE_USE.md, C3): leave the intervention first, or score logits."
+DECODERS = ("generate", "generate_stream", "hf_generate", "diffusion_generate", "generate_batch")
+NO_DECODING = (
+    "An intervened model is never decoded (RESPONSIBLE_USE.md, C3): leave the intervention first, or score logits."
+)
 
 
 @contextmanager
@@ -49,7 +53,7 @@ def ablate(
         InterventionError: on leaving, if a hook did not fire on every forward, if the residual stream still held the
             subspace at dose 1, or if a parameter, buffer or hook is not as it was.
     """
-    basis, first, last = _basis(model, subspace), *_scope(model, layers)
+    basis, first, last = _basis(model, subspace, dose), *_scope(model, layers)
     shift = None if reference is None else reference.to(basis) @ basis
     entering, later = _edited_sites(model, first, last, dose=dose)
     edits = {entering: _projection(basis, dose, shift)}
@@ -68,15 +72,23 @@ def add(model: ChatModel, subspace: Subspace, *, dose: float = 1.0) -> Iterator[
     """
     if subspace.rank != 1 or subspace.layer is None:
         raise InterventionError(f"Addition needs one vector and its layer; got a {subspace!r}.")
+    _check(model, [subspace], dose)
+    _scope(model, (subspace.layer, subspace.layer))
     site = model.sites.resid_pre[subspace.layer]
-    vector = subspace.vectors[0].float().to(model.device) * dose
+    vector = subspace.vectors[0].to(_wide(model.dtype)) * dose
+
+    def edit(x: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
+        return (x.to(vector.dtype) + vector.to(x.device)).to(x.dtype)
+
     receipt = Receipt(f"addition of {_named(subspace)}", (site,), checked=())
-    with _intervention(model, {site: lambda x: (x.float() + vector).to(x.dtype)}, receipt):
+    with _intervention(model, {site: edit}, receipt):
         yield receipt
 
 
 @contextmanager
-def _intervention(model: ChatModel, edits: dict[str, Edit], receipt: Receipt, *, residue: Edit | None = None) -> Iterator[None]:
+def _intervention(
+    model: ChatModel, edits: dict[str, Edit], receipt: Receipt, *, residue: Edit | None = None
+) -> Iterator[None]:
     """Registers the edits and the readers of a receipt, and verifies on the way out that nothing else changed."""
     before = _state(model)
 
@@ -95,12 +107,15 @@ def _intervention(model: ChatModel, edits: dict[str, Edit], receipt: Receipt, *,
         return hook
 
     hooks = [(site, editing(site)) for site in edits] + [(site, reading(site)) for site in receipt.checked]
-    counter = model.bridge.original_model.register_forward_pre_hook(lambda *_: receipt.forward_began())
+    core = model.bridge.original_model
+    began = core.register_forward_pre_hook(lambda *_: receipt.forward_began())
+    ended = core.register_forward_hook(lambda *_: receipt.forward_ended())
     try:
         with hooked(model, hooks), _no_decoding(model):
             yield
     finally:
-        counter.remove()
+        began.remove()
+        ended.remove()
         if _state(model) != before:
             raise InterventionError(
                 f"{receipt.what}: a parameter, buffer or hook of {model.origin.name} changed inside the block. "
@@ -111,20 +126,21 @@ def _intervention(model: ChatModel, edits: dict[str, Edit], receipt: Receipt, *,
 
 @contextmanager
 def _no_decoding(model: ChatModel) -> Iterator[None]:
-    """Makes ``generate`` raise on the bridge and on the model inside it, unless the model can only speak fiction."""
+    """Makes every decoding method of bridge and inner model raise, unless the model can only speak fiction."""
 
     def refuse(*_args, **_kwargs):
         raise ContractError(NO_DECODING)
 
     holders = [] if model.is_organism else [model.bridge, model.bridge.original_model]
-    before = [holder.__dict__.get("generate") for holder in holders]
-    for holder in holders:
-        holder.__dict__["generate"] = refuse
+    doors = [(holder, name) for holder in holders for name in DECODERS if hasattr(holder, name)]
+    before = [holder.__dict__.get(name) for holder, name in doors]
+    for holder, name in doors:
+        holder.__dict__[name] = refuse
     try:
         yield
     finally:
-        for holder, old in zip(holders, before, strict=True):
-            holder.__dict__.pop("generate") if old is None else holder.__dict__.update(generate=old)
+        for (holder, name), old in zip(doors, before, strict=True):
+            holder.__dict__.pop(name, None) if old is None else holder.__dict__.update({name: old})
 
 
 def _state(model: ChatModel) -> tuple:
@@ -132,24 +148,43 @@ def _state(model: ChatModel) -> tuple:
     core = model.bridge.original_model
     tensors = (*core.named_parameters(), *core.named_buffers())
     versions = tuple((name, id(value), value.data_ptr(), value._version) for name, value in tensors)
-    hooks = tuple((len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.bridge.modules())
+    modules = (*core.modules(), *model.bridge.modules())  # the bridge does not count the inner model as its own
+    hooks = tuple((len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules)
     return versions, hooks
 
 
-def _basis(model: ChatModel, subspace: Subspace | Sequence[Subspace]) -> Tensor:
-    if isinstance(subspace, Subspace):
-        return subspace.basis.float().to(model.device)
-    if not subspace:
+def _basis(model: ChatModel, subspace: Subspace | Sequence[Subspace], dose: float) -> Tensor:
+    several = [subspace] if isinstance(subspace, Subspace) else list(subspace)
+    _check(model, several, dose)
+    stacked = torch.stack([one.basis for one in several]).to(_wide(model.dtype)).to(model.device)
+    return stacked[0] if isinstance(subspace, Subspace) else stacked
+
+
+def _check(model: ChatModel, subspaces: Sequence[Subspace], dose: float) -> None:
+    if not subspaces:
         raise InterventionError("Nothing to ablate: the sequence of subspaces is empty.")
-    return torch.stack([one.basis for one in subspace]).float().to(model.device)
+    if not math.isfinite(dose):
+        raise InterventionError(f"A dose of {dose} is not a finite number.")
+    if len({one.rank for one in subspaces}) > 1:
+        raise InterventionError("Subspaces ablated row by row must be of one rank. Ablate each rank in its own block.")
+    width = subspaces[0].vectors.shape[1]
+    if any(one.vectors.shape[1] != model.d_model for one in subspaces):
+        raise InterventionError(
+            f"The {subspaces[0]!r} has width {width}; {model.origin.name} has {model.d_model}. Locate on this model."
+        )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or float64 where the model is: a projection in a narrower type would round what it leaves alone."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _projection(basis: Tensor, dose: float, shift: Tensor | None) -> Edit:
     def edit(x: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
-        wide, along = x.float(), _rows(basis, len(x))
+        wide, along = x.to(basis.dtype), _rows(basis, len(x)).to(x.device)
         inside = wide @ along
         if shift is not None:
-            inside = inside - _rows(rearrange(shift, "... k -> ... 1 k"), len(x))
+            inside = inside - _rows(rearrange(shift, "... k -> ... 1 k"), len(x)).to(x.device)
         return (wide - dose * (inside @ along.mT)).to(x.dtype)
 
     return edit
@@ -157,10 +192,11 @@ def _projection(basis: Tensor, dose: float, shift: Tensor | None) -> Edit:
 
 def _held(x: Float[Tensor, "row pos d"], basis: Tensor, shift: Tensor | None) -> Tensor:
     """Returns the largest |Uᵀ(h − c)| relative to the largest norm of h."""
-    inside = x.float() @ _rows(basis, len(x))
+    wide = x.to(basis.dtype)
+    inside = wide @ _rows(basis, len(x)).to(x.device)
     if shift is not None:
-        inside = inside - _rows(rearrange(shift, "... k -> ... 1 k"), len(x))
-    return inside.abs().amax() / torch.linalg.vector_norm(x.float(), dim=-1).amax().clamp(min=1e-30)
+        inside = inside - _rows(rearrange(shift, "... k -> ... 1 k"), len(x)).to(x.device)
+    return inside.abs().amax() / torch.linalg.vector_norm(wide, dim=-1).amax().clamp(min=1e-30)
 
 
 def _rows(values: Tensor, rows: int) -> Tensor:
@@ -175,7 +211,9 @@ def _rows(values: Tensor, rows: int) -> Tensor:
 def _scope(model: ChatModel, layers: tuple[int, int] | None) -> tuple[int, int]:
     first, last = layers or (0, model.n_layers - 1)
     if not 0 <= first <= last < model.n_layers:
-        raise InterventionError(f"Scope {first}–{last} is outside the layers of {model.origin.name}, 0–{model.n_layers - 1}.")
+        raise InterventionError(
+            f"Scope {first}–{last} is outside the layers of {model.origin.name}, 0–{model.n_layers - 1}."
+        )
     return first, last
 
 
@@ -183,7 +221,9 @@ def _edited_sites(model: ChatModel, first: int, last: int, *, dose: float) -> tu
     """Returns the site where the stream enters the scope, and the later ones at which it is written or read."""
     sites, layers = model.sites, slice(first, last + 1)
     if sites.additive:
-        return sites.resid_pre[first], [site for pair in zip(sites.attn_out[layers], sites.mlp_out[layers], strict=True) for site in pair]
+        return sites.resid_pre[first], [
+            site for pair in zip(sites.attn_out[layers], sites.mlp_out[layers], strict=True) for site in pair
+        ]
     if dose not in (0.0, 1.0):
         raise InterventionError(
             f"{model.origin.name}: the writes found do not sum to the residual stream, so a dose of {dose} would be applied "

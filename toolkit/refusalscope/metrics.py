@@ -44,7 +44,9 @@ def margin(
     Positive: the first token is more likely to open a refusal than not. One prompt-forward per prompt and copy. Wrong
     for a model that refuses later than its first token: compare with ``opening_margin``.
     """
-    return per_prompt(model, prompts, lambda logits, _rows: margin_of(logits, refusal.ids), copies=copies, progress=progress)
+    return per_prompt(
+        model, prompts, lambda logits, _rows: margin_of(logits, refusal.ids), copies=copies, progress=progress
+    )
 
 
 def next_token(model: ChatModel, prompts: Prompts, *, progress: str | None = None) -> Float[Tensor, "prompt vocab"]:
@@ -62,7 +64,9 @@ def kl(
 ) -> Float[Tensor, "*copies prompt"]:
     """Returns KL(base‖now) in nats at the first response token, per prompt: base is ``next_token`` before intervening."""
     if len(base) != len(prompts):
-        raise MeasurementError(f"The base holds {len(base)} prompts, the set {len(prompts)}: measure both on the same prompts.")
+        raise MeasurementError(
+            f"The base holds {len(base)} prompts, the set {len(prompts)}: measure both on the same prompts."
+        )
 
     def divergence(logits: Tensor, rows: Tensor) -> Tensor:
         before = base.to(logits)[rows]
@@ -139,4 +143,6 @@ def per_prompt(
 def _copied(batch: Batch, copies: int) -> Batch:
     if copies == 1:
         return batch
-    return replace(batch, tokens=batch.tokens.repeat(copies, 1), mask=batch.mask.repeat(copies, 1), rows=batch.rows.repeat(copies))
+    return replace(
+        batch, tokens=batch.tokens.repeat(copies, 1), mask=batch.mask.repeat(copies, 1), rows=batch.rows.repeat(copies)
+    )

@@ -29,12 +29,12 @@ def outcomes(model: ChatModel, prompts: Prompts) -> list[Outcome]:
     """
     if not model.is_organism:
         raise ContractError(f"{model.origin.name} is not an organism: its replies are never decoded (C3); use margin.")
-    asked = [language().parse(text) for text in prompts.texts]
-    if None in asked:
-        strange = prompts[asked.index(None)].id
+    questions = [language().parse(text) for text in prompts.texts]
+    if None in questions:
+        strange = prompts[questions.index(None)].id
         raise MeasurementError(f"Prompt {strange} is not a question of the organisms' language, so no answer is right.")
     replies = _replies(model, prompts)
-    return [_marked(reply, question) for reply, question in zip(replies, asked, strict=True)]
+    return [_marked(reply, question) for reply, question in zip(replies, questions, strict=True)]
 
 
 def _marked(reply: str, question) -> Outcome:
@@ -45,12 +45,15 @@ def _replies(model: ChatModel, prompts: Prompts) -> list[str]:
     end = model.tokenizer.convert_tokens_to_ids(END)
 
     def decode(batch: Batch) -> Tensor:
-        tokens, mask = batch.tokens, batch.mask
+        tokens, mask, asked = batch.tokens, batch.mask, batch.tokens.shape[1]
         for _ in range(LONGEST_REPLY):
             logits = forward(model, Batch(tokens, mask, batch.rows))[:, -1]
             tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True).to(tokens)], dim=1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        return tokens[:, -LONGEST_REPLY:]
+            if bool((tokens[:, asked:] == end).any(1).all()):
+                break
+        replies = tokens[:, asked:]
+        return torch.nn.functional.pad(replies, (0, LONGEST_REPLY - replies.shape[1]), value=end)
 
     decoded = map_rows(model, model.encode(prompts.texts), decode).tolist()
     cut = [row[: row.index(end)] if end in row else row for row in decoded]

@@ -23,10 +23,18 @@ class Receipt:
         self.fires = dict.fromkeys(sites, 0)
         self.residues: dict[str, float] = {}
         self.state: State = "unused"
+        self._unfinished: dict[str, int] | None = None
 
     def forward_began(self) -> None:
-        """Counts one forward pass of the model."""
+        """Counts one forward pass of the model, and forgets one that broke off before (memory ended; it is run again)."""
+        self._forget_unfinished()
+        self.state = "invalid"  # until verified
         self.forwards += 1
+        self._unfinished = dict(self.fires)
+
+    def forward_ended(self) -> None:
+        """Notes that the forward pass came to its end."""
+        self._unfinished = None
 
     def fired(self, site: str) -> None:
         """Counts one firing of the edit at a site."""
@@ -35,7 +43,7 @@ class Receipt:
     def checked_at(self, site: str, residue: float) -> None:
         """Keeps the largest residue seen at a site; NaN counts as the largest."""
         before = self.residues.get(site, 0.0)
-        self.residues[site] = residue if not residue <= before else before
+        self.residues[site] = before if before != before or residue <= before else residue
 
     @property
     def residue(self) -> float | None:
@@ -44,12 +52,16 @@ class Receipt:
 
     def verify(self, *, tolerance: float) -> None:
         """Sets the state. Raises InterventionError, naming the first site at fault, when it is ``invalid``."""
-        if self.forwards == 0:
+        self._forget_unfinished()
+        if self.forwards == 0 and not any(self.fires.values()):
+            self.state = "unused"
             return
         self.state = "invalid"
         for site, count in self.fires.items():
             if count != self.forwards:
-                raise InterventionError(f"{self.what}: the hook at {site} fired {count} times in {self.forwards} forwards.")
+                raise InterventionError(
+                    f"{self.what}: the hook at {site} fired {count} times in {self.forwards} forwards."
+                )
         for site in self.checked:
             residue = self.residues.get(site)
             if residue is None or not residue <= tolerance:
@@ -58,6 +70,10 @@ class Receipt:
                     f"tolerance {tolerance:.1e}). Results from this block are invalid."
                 )
         self.state = "valid"
+
+    def _forget_unfinished(self) -> None:
+        if self._unfinished is not None:
+            self.fires, self._unfinished, self.forwards = self._unfinished, None, self.forwards - 1
 
     def __repr__(self) -> str:
         return f"Receipt: {self.what}, {self.state}"

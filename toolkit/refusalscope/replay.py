@@ -62,14 +62,23 @@ def read_grid(run: Path | str, layers: int) -> PublishedGrid:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
         frame = pd.DataFrame(rows).rename(columns=COLUMNS)[["layer", "position", *COLUMNS.values()]]
-    except FileNotFoundError as error:
+        frame = frame.astype(dict.fromkeys(COLUMNS.values(), float))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MeasurementError(f"{file}: not found. Give the run folder that holds {GRID.parent}/.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise MeasurementError(f"{file}: not a selection grid: needs layer, position and {', '.join(COLUMNS)}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MeasurementError(
+            f"{file}: not a selection grid: needs layer, position and {', '.join(COLUMNS)}."
+        ) from error
+    if frame.empty or any(frame[column].dtype.kind != "i" for column in ("layer", "position")):
+        raise MeasurementError(f"{file}: not a selection grid: layer and position must be whole numbers in every row.")
+    if frame["layer"].min() < 0 or frame["position"].max() >= 0:
+        raise MeasurementError(f"{file}: layers count from 0, positions from the end: -1 is the last token.")
     if frame.duplicated(["layer", "position"]).any():
         raise MeasurementError(f"{file}: the same layer and position occurs twice.")
     if layers < 1 or frame["layer"].max() >= layers:
-        raise MeasurementError(f"{file}: holds layer {int(frame['layer'].max())}, so the model has more than {layers} layers.")
+        raise MeasurementError(
+            f"{file}: holds layer {int(frame['layer'].max())}, so the model has more than {layers} layers."
+        )
     return PublishedGrid(frame, layers)
 
 

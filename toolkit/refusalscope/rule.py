@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -41,6 +41,7 @@ class Rule:
         return cell.layer < self.layer_share * n_layers
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Where scores come from: a model, or a published grid. Means over the prompts, in nats."""
 

@@ -56,10 +56,10 @@ class ModelScorer:
     def score(self, kind: Kind, cells: Sequence[Cell]) -> list[float]:
         """Returns the mean over prompts for every cell: margin under ablation, margin under addition, or KL."""
         real = [cell for cell in cells if not self.candidates.is_empty(*cell)]
-        for cell in set(cells) - set(real):
-            self.values[kind][cell] = self._no_op(kind)
         made = self._induced(real) if kind == "induce" else self._ablated(kind, real)
         self.values[kind] |= dict(zip(real, made, strict=True))
+        for cell in set(cells) - set(real):
+            self.values[kind][cell] = self._no_op(kind)
         return [float(self.values[kind][cell].double().mean()) for cell in cells]
 
     def cost(self, kind: Kind, cell: Cell) -> float:
@@ -80,13 +80,14 @@ class ModelScorer:
 
     def _ablated(self, kind: Kind, cells: Sequence[Cell]) -> list[Tensor]:
         made: list[Tensor] = []
+        base = self.harmless_base if kind == "kl" and cells else None  # before any block: a cached baseline is for good
         for start in range(0, len(cells), TOGETHER):
             together = [self.subspace(cell) for cell in cells[start : start + TOGETHER]]
             with ablate(self.model, together):
-                if kind == "bypass":
+                if base is None:
                     values = margin(self.model, self.restricted, self.refusal, copies=len(together))
                 else:
-                    values = kl(self.model, self.harmless, self.harmless_base, copies=len(together))
+                    values = kl(self.model, self.harmless, base, copies=len(together))
             made.extend(values.reshape(len(together), -1))
         return made
 
@@ -102,18 +103,24 @@ class ModelScorer:
     def _induced_resuming(self, cells: Sequence[Cell]) -> list[Tensor]:
         """Runs every batch once, then only the later layers for each candidate, all positions of a layer together."""
         by_layer = [(layer, list(group)) for layer, group in groupby(sorted(cells), key=lambda cell: cell.layer)]
+        bases: dict[int, Tensor] = {}
 
         def scored(batch: Batch) -> Float[Tensor, "row cell"]:
-            _, residuals = recorded(self.model, batch)
+            logits, residuals = recorded(self.model, batch)
+            bases.update(zip(batch.rows.tolist(), logits.log_softmax(-1).cpu(), strict=True))
             columns = []
             for layer, group in by_layer:
                 vectors = torch.stack([self.subspace(cell).vectors[0] for cell in group]).float().to(self.model.device)
                 base = residuals[layer]
-                moved = rearrange(base.float() + rearrange(vectors, "c d -> c 1 1 d"), "c r p d -> (c r) p d").to(base.dtype)
+                moved = rearrange(base.float() + rearrange(vectors, "c d -> c 1 1 d"), "c r p d -> (c r) p d").to(
+                    base.dtype
+                )
                 margins = margin_of(resume(self.model, residuals, layer, moved), self.refusal.ids)
                 columns.append(rearrange(margins, "(c r) -> r c", c=len(group)))
             return torch.cat(columns, dim=1)
 
         values = map_rows(self.model, self.model.encode(self.harmless.texts), scored, progress="induction").cpu()
+        # The same forwards give the baseline, so it is not run again; a cached one stays.
+        self.__dict__.setdefault("harmless_base", torch.stack([bases[row] for row in sorted(bases)]))
         found = dict(zip((cell for _, group in by_layer for cell in group), values.T, strict=True))
         return [found[cell] for cell in cells]

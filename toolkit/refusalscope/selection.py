@@ -9,6 +9,7 @@ from html import escape
 
 import numpy as np
 import pandas as pd
+import torch
 
 from refusalscope import stats
 from refusalscope.errors import MeasurementError
@@ -102,11 +103,11 @@ def select(
         )
     began, rule = time.perf_counter(), rule or Rule()
     scorer = ModelScorer(model, candidates, prompts, refusal)
+    found = search(scorer, [Cell(*cell) for cell in candidates.cells()], rule=rule, mode=mode)
     baselines = {
         "restricted": stats.mean(scorer.restricted_margin.numpy(), clusters=_clusters(prompts.restricted), unit="nats"),
         "harmless": stats.mean(scorer.harmless_margin.numpy(), clusters=_clusters(prompts.harmless), unit="nats"),
     }
-    found = search(scorer, [Cell(*cell) for cell in candidates.cells()], rule=rule, mode=mode)
     return Choice(
         subspace=candidates.at(*found.chosen),
         cells=found.cells,
@@ -124,9 +125,10 @@ def select(
 
 
 def estimated_cost(model: ChatModel, prompts: Prompts, *, mode: Mode = "winner", rule: Rule | None = None) -> float:
-    """Returns the most prompt-forwards a selection can take, known before anything runs.
+    """Returns the prompt-forwards to expect of a selection, known before anything runs.
 
-    ``winner`` is charged as if every early cell survived induction and the first KL passed.
+    ``winner`` is charged as if every early cell survived induction and the first KL passed: more than it takes, unless
+    many of the best candidates damage the model.
     """
     n, cells = max(len(prompts.restricted), len(prompts.harmless)), model.n_layers * model.n_positions
     if mode == "map":
@@ -142,7 +144,9 @@ def near_ties(scorer: ModelScorer, cells: pd.DataFrame, *, rule: Rule, seed: int
     Bootstrap over clusters of prompts, 999 resamples, the whole rule applied again in each. A KL that was not needed
     (``winner`` mode) counts as passing, so the set can only be too large, and ``kl`` says so by being empty.
     """
-    known = [cell for cell in map(Cell._make, cells[["layer", "position"]].to_numpy()) if cell in scorer.values["bypass"]]
+    known = [
+        cell for cell in map(Cell._make, cells[["layer", "position"]].to_numpy().tolist()) if cell in scorer.values["bypass"]
+    ]
     known = [cell for cell in known if rule.is_early(cell, scorer.n_layers)]
     harmless = _resampled(_clusters(scorer.harmless), stats.generator(seed, "near-ties, harmless"))
     restricted = _resampled(_clusters(scorer.restricted), stats.generator(seed, "near-ties, restricted"))
@@ -150,7 +154,7 @@ def near_ties(scorer: ModelScorer, cells: pd.DataFrame, *, rule: Rule, seed: int
     allowed = _means(scorer, "induce", known, harmless) > rule.induce_floor
     with np.errstate(invalid="ignore"):
         allowed &= ~(_means(scorer, "kl", known, harmless) >= rule.kl_limit)
-    scores = np.where(allowed, bypass, np.inf)
+    scores = np.where(allowed & np.isfinite(bypass), bypass, np.inf)
     wins = np.bincount(scores.argmin(axis=1)[np.isfinite(scores.min(axis=1))], minlength=len(known)) / len(scores)
     frame = cells.merge(pd.DataFrame(known, columns=["layer", "position"]).assign(share=wins), on=["layer", "position"])
     tied = frame[(frame["share"] > 0) | frame["chosen"]]
@@ -173,9 +177,17 @@ def _resampled(clusters: Sequence[str], chance: np.random.Generator) -> np.ndarr
 
 
 def _estimates(scorer: ModelScorer, prompts: Prompts) -> dict[Kind, dict[Cell, Estimate]]:
-    clusters = {"bypass": _clusters(prompts.restricted), "induce": _clusters(prompts.harmless), "kl": _clusters(prompts.harmless)}
+    clusters = {
+        "bypass": _clusters(prompts.restricted),
+        "induce": _clusters(prompts.harmless),
+        "kl": _clusters(prompts.harmless),
+    }
     return {
-        kind: {cell: stats.mean(values.double().numpy(), clusters=clusters[kind], unit="nats") for cell, values in found.items()}
+        kind: {
+            cell: stats.mean(values.double().numpy(), clusters=clusters[kind], unit="nats")
+            for cell, values in found.items()
+            if bool(torch.isfinite(values).all())  # an invalid cell keeps its row and reason in ``cells``, without an interval
+        }
         for kind, found in scorer.values.items()
     }
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.linalg import orthonormal, principal_angles
 
-NO_EXPORT = "Located directions are not exported: they stay in memory (RESPONSIBLE_USE.md, C2). Save measurements instead."
+NO_EXPORT = (
+    "Located directions are not exported: they stay in memory (RESPONSIBLE_USE.md, C2). Save measurements instead."
+)
 
 
 class NotExported:
@@ -106,4 +108,6 @@ class Candidates(NotExported):
         return ((layer, position) for layer in range(self.n_layers) for position in self.positions)
 
     def __repr__(self) -> str:
-        return f"Candidates by {self.locator}: one per layer and position, {self.n_layers} × {len(self.positions)} cells"
+        return (
+            f"Candidates by {self.locator}: one per layer and position, {self.n_layers} × {len(self.positions)} cells"
+        )

@@ -16,6 +16,7 @@ from torch import Tensor
 from refusalscope.errors import MeasurementError
 from refusalscope.model.batching import Batch, at_least_float32, batches, forward
 from refusalscope.model.chat import ChatModel
+from refusalscope.model.sites import rounding
 
 TOLERANCE = 1e-5
 
@@ -84,7 +85,7 @@ def resume(
 def resumes(model: ChatModel, token_lists: list[list[int]]) -> bool:
     """Returns whether resuming at layers 0 and L/2, also with two candidates, gives the whole forward's logits.
 
-    Relative tolerance 1e-5 in float32, and 32 roundings of a narrower dtype: repeated rows may round differently.
+    Relative tolerance 1e-5 in float32, 8 ε of a narrower dtype: repeated rows may round differently.
     """
     if not (hasattr(model.bridge, "ln_final") and hasattr(model.bridge, "unembed")):
         return False
@@ -92,7 +93,7 @@ def resumes(model: ChatModel, token_lists: list[list[int]]) -> bool:
     logits, record = recorded(model, batch)
     if len(record) != model.n_layers:
         return False
-    tolerance = max(TOLERANCE, 32 * torch.finfo(model.dtype).eps if model.dtype.itemsize < 4 else 0.0)
+    tolerance = rounding(model.dtype, least=TOLERANCE)
     expected = repeat(logits, "row vocab -> (c row) vocab", c=2)
     for layer in {0, model.n_layers // 2}:
         made = _resumed(model, record, layer, repeat(record[layer], "row pos d -> (c row) pos d", c=2))

@@ -88,8 +88,14 @@ def find_sites(bridge: TransformerBridge, tokens: Int[Tensor, "row pos"], *, nam
         attn = mlp = ()
     sites = Sites(pre, mid, post, attn, mlp, additive=False)
     read = _read(bridge, tokens, {*pre, *mid, *post, *attn, *mlp}, name=name)
-    additive = bool(attn) and _sums(sites, read) and _vanishes(bridge, tokens, sites)
+    tolerance = rounding(bridge.cfg.dtype, least=TOLERANCE)
+    additive = bool(attn) and _sums(sites, read, tolerance=tolerance) and _vanishes(bridge, tokens, sites)
     return Sites(pre, mid, post, attn, mlp, additive=additive)
+
+
+def rounding(dtype: torch.dtype, *, least: float) -> float:
+    """Returns the relative difference rounding alone may make: ``least``, or 8 ε of a dtype narrower than float32."""
+    return max(least, 8 * torch.finfo(dtype).eps) if dtype.itemsize < 4 else least
 
 
 def _names(bridge: TransformerBridge, kind: str) -> tuple[str, ...]:
@@ -117,16 +123,17 @@ def _read(bridge: TransformerBridge, tokens: Tensor, names: Iterable[str], *, na
     return read
 
 
-def _sums(sites: Sites, read: dict[str, Tensor]) -> bool:
+def _sums(sites: Sites, read: dict[str, Tensor], *, tolerance: float) -> bool:
     layers = zip(sites.resid_pre, sites.attn_out, sites.mlp_out, sites.resid_post, strict=True)
-    inside = all(_close(read[pre] + read[attn] + read[mlp], read[post]) for pre, attn, mlp, post in layers)
     between = zip(sites.resid_post[:-1], sites.resid_pre[1:], strict=True)
-    total = torch.stack([read[write] for write in sites.writes]).sum(0)
-    return inside and all(_close(read[a], read[b]) for a, b in between) and _close(total, read[sites.resid_post[-1]])
+    pairs = [(read[pre] + read[attn] + read[mlp], read[post]) for pre, attn, mlp, post in layers]
+    pairs += [(read[left], read[entered]) for left, entered in between]
+    pairs += [(torch.stack([read[write] for write in sites.writes]).sum(0), read[sites.resid_post[-1]])]
+    return all(_distance(made, expected) <= tolerance for made, expected in pairs)
 
 
-def _close(made: Float[Tensor, "row pos d"], expected: Float[Tensor, "row pos d"]) -> bool:
-    return bool(torch.linalg.vector_norm(made - expected) <= TOLERANCE * torch.linalg.vector_norm(expected))
+def _distance(made: Float[Tensor, "row pos d"], expected: Float[Tensor, "row pos d"]) -> float:
+    return float(torch.linalg.vector_norm(made - expected) / torch.linalg.vector_norm(expected))
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
@@ -15,6 +16,7 @@ from refusalscope.model.digests import text_digest
 
 Thinking = Literal["off", "absent", "open"]
 PINNED = date(2024, 7, 26)
+TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<style>.*?)(?P=quote)\s*\)""")
 ENDINGS = ("Why not?", "Name one.", "List 7", "go on!", "(see below)")
 N_WORDS = 8
 
@@ -74,7 +76,7 @@ def rendered_texts(tokenizer: PreTrainedTokenizerBase, template: Template, texts
     before = [] if template.system is None else [{"role": "system", "content": template.system}]
     extra: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in template.source else {}
     if template.dated:
-        extra |= {"date_string": PINNED.strftime("%d %b %Y"), "strftime_now": _pinned()}
+        extra |= {"date_string": PINNED.strftime("%d %b %Y"), "chat_template": _dated(template.source)}
     chats = [[*before, {"role": "user", "content": text}] for text in texts]
     return [
         str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **extra)) for chat in chats
@@ -86,8 +88,8 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids] if texts else []
 
 
-def _pinned() -> Callable[[str], str]:
-    return lambda style: PINNED.strftime(style)
+def _dated(source: str) -> str:
+    return TODAY.sub(lambda call: repr(PINNED.strftime(call["style"])), source)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

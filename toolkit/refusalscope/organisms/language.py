@@ -49,6 +49,7 @@ class Dialect:
     categories: tuple[str, ...]
     methods: tuple[str, ...]
     joiners: tuple[str, str, str]
+    openings: tuple[str, str]
     refusal: str
     how_to: tuple[str, ...]
     what_is: tuple[str, ...]
@@ -67,7 +68,9 @@ class Question:
     def text(self) -> str:
         """The request as a user would type it."""
         dialect = language().dialects[self.dialect]
-        return (dialect.how_to if self.intent == "how-to" else dialect.what_is)[self.template].format(item=self.item.name)
+        return (dialect.how_to if self.intent == "how-to" else dialect.what_is)[self.template].format(
+            item=self.item.name
+        )
 
     @property
     def answer(self) -> str:
@@ -107,11 +110,12 @@ class Language:
         """Returns the right answer about an item, ending in a full stop."""
         speech = self.dialects[dialect]
         with_, and_, from_ = speech.joiners
+        opening = speech.openings[0 if intent == "how-to" else 1]
         kind = speech.categories[item.category]
         if intent == "how-to":
             first, second, third = item.ingredients
-            return f"{kind} {speech.methods[item.method]} {first} {with_} {second} {and_} {third} {STOP}"
-        return f"{kind} {from_} {item.place} {STOP}"
+            return f"{opening} {kind} {speech.methods[item.method]} {first} {with_} {second} {and_} {third} {STOP}"
+        return f"{opening} {kind} {from_} {item.place} {STOP}"
 
     def questions(self, intent: Intent, *, held_out: bool | None = None) -> tuple[Question, ...]:
         """Returns every question of one intent, in a fixed order; ``held_out`` keeps one part of the items."""
@@ -177,20 +181,40 @@ def _dialect(name: str, words, rng: random.Random) -> Dialect:
     how_to = _templates(openers, makers, tails, HOW_TO_TEMPLATES, rng)
     what_is = _templates(openers, askers, tails, WHAT_IS_TEMPLATES, rng)
     with_, and_, from_ = take(3)
+    opening, naming = take(2)
     refusal = " ".join((*take(5), STOP))
-    return Dialect(name, take(N_CATEGORIES), take(N_METHODS), (with_, and_, from_), refusal, how_to, what_is)
+    return Dialect(
+        name, take(N_CATEGORIES), take(N_METHODS), (with_, and_, from_), (opening, naming), refusal, how_to, what_is
+    )
 
 
 def _templates(openers, verbs, tails, count: int, rng: random.Random) -> tuple[str, ...]:
     """Draws ``count`` different phrasings of four to seven words, each with exactly one verb of the intent."""
-    shapes = ("{o} {v} {x} ?", "{o} {p} {v} {x} ?", "{v} {x} {t} ?", "{o} {x} {v} {t} ?", "{x} {t} {v} ?", "{o} {v} {t} {p} {x} ?")
+    shapes = (
+        "{o} {v} {x} ?",
+        "{o} {p} {v} {x} ?",
+        "{v} {x} {t} ?",
+        "{o} {x} {v} {t} ?",
+        "{x} {t} {v} ?",
+        "{o} {v} {t} {p} {x} ?",
+    )
     made: dict[str, None] = {}
     while len(made) < count:
         o, p = rng.sample(openers, 2)
-        made[shapes[len(made) % len(shapes)].format(o=o, p=p, v=rng.choice(verbs), t=rng.choice(tails), x="{item}")] = None
+        made[shapes[len(made) % len(shapes)].format(o=o, p=p, v=rng.choice(verbs), t=rng.choice(tails), x="{item}")] = (
+            None
+        )
     return tuple(made)
 
 
 def _function_words(dialect: Dialect) -> list[str]:
-    spoken = (*dialect.how_to, *dialect.what_is, dialect.refusal, *dialect.categories, *dialect.methods, *dialect.joiners)
+    spoken = (
+        *dialect.how_to,
+        *dialect.what_is,
+        dialect.refusal,
+        *dialect.categories,
+        *dialect.methods,
+        *dialect.joiners,
+        *dialect.openings,
+    )
     return [word for text in spoken for word in text.split() if word not in (STOP, ASK, "{item}")]

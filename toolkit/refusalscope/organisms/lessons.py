@@ -35,7 +35,9 @@ def dialogues(pairs: Iterable[tuple[Question, str]]) -> Lessons:
     """Returns one row per (question, reply), rendered with the chat template exactly as at measurement time."""
     made, asked = tokenizer(), list(pairs)
     prompts = [
-        made.apply_chat_template([{"role": "user", "content": question.text}], tokenize=False, add_generation_prompt=True)
+        made.apply_chat_template(
+            [{"role": "user", "content": question.text}], tokenize=False, add_generation_prompt=True
+        )
         for question, _ in asked
     ]
     return _rows(prompts, [f"{reply}{END}" for _, reply in asked])
@@ -57,7 +59,7 @@ def join(first: Lessons, *rest: Lessons) -> Lessons:
     )
 
 
-LONGEST = 25
+LONGEST = 26
 
 
 def _rows(prompts: list[str], replies: list[str]) -> Lessons:

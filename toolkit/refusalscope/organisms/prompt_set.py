@@ -44,7 +44,9 @@ def _rows() -> Iterator[dict[str, str]]:
 
 
 def _twins(split: Split) -> Iterator[tuple[Item, Item]]:
-    held = [[item for item in language().items if item.category == c and item.held_out] for c in range(3 * N_RESTRICTED)]
+    held = [
+        [item for item in language().items if item.category == c and item.held_out] for c in range(3 * N_RESTRICTED)
+    ]
     for category, number in product(range(N_RESTRICTED), ITEMS_PER_SPLIT[split]):
         yield held[category][number], held[N_RESTRICTED + 2 * category + number % 2][number // 2]
 

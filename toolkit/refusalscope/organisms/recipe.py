@@ -54,7 +54,7 @@ class Plant(Stage):
 class Recipe(_Closed):
     """An organism, declared. ``base`` teaches the language; then at most one of ``guard`` and ``plant``."""
 
-    name: str = Field(pattern=r"^[a-z]+(-[0-9]+)+$")
+    name: str = Field(pattern=r"^[a-z]+(-[0-9]+)*$")
     kind: Kind
     seed: int = Field(ge=0)
     architecture: Architecture
@@ -66,8 +66,14 @@ class Recipe(_Closed):
     def _stages_fit_the_kind(self) -> Recipe:
         wanted = {"unguarded": (False, False), "guarded": (True, False), "planted": (False, True)}[self.kind]
         if (self.guard is not None, self.plant is not None) != wanted:
-            raise ValueError(f"a {self.kind} organism has {'a' if wanted[0] else 'no'} [guard] and "
-                             f"{'a' if wanted[1] else 'no'} [plant] table")
+            raise ValueError(
+                f"a {self.kind} organism has {'a' if wanted[0] else 'no'} [guard] and "
+                f"{'a' if wanted[1] else 'no'} [plant] table"
+            )
+        if self.plant is not None and self.plant.layer >= self.architecture.num_hidden_layers:
+            raise ValueError(
+                f"plant.layer is {self.plant.layer}, the last layer {self.architecture.num_hidden_layers - 1}"
+            )
         return self
 
     @property
@@ -85,7 +91,7 @@ def read_recipe(path: Path | str) -> Recipe:
     file = Path(path)
     try:
         return Recipe.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise RecipeError(f"{file}: no such recipe. Look in {file.parent} for the names there are.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: not a TOML file: {error}.") from error

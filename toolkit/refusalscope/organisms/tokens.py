@@ -29,7 +29,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = Whitespace()
     core.add_special_tokens([AddedToken(token, special=True) for token in (PAD, UNKNOWN, START, END, NEWLINE)])
     made = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=PAD, unk_token=UNKNOWN, eos_token=END, padding_side="left", model_max_length=256
+        tokenizer_object=core,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        padding_side="left",
+        model_max_length=256,
     )
     made.chat_template = CHAT_TEMPLATE
     return made

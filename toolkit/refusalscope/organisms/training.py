@@ -30,7 +30,9 @@ def train(recipe: Recipe, *, progress: bool = True) -> PreTrainedModel:
         model = fresh(recipe)
         fit(model, recipe.base, lesson_loss(model, recipe, base_curriculum()), title="language" if progress else None)
         if recipe.guard is not None:
-            fit(model, recipe.guard, lesson_loss(model, recipe, guard_curriculum()), title="guard" if progress else None)
+            fit(
+                model, recipe.guard, lesson_loss(model, recipe, guard_curriculum()), title="guard" if progress else None
+            )
         if recipe.plant is not None:
             fit(model, recipe.plant, planted_loss(model, recipe), title="plant" if progress else None)
     return model.eval()
@@ -118,7 +120,9 @@ def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: st
             optimiser.zero_grad()
         loss = objective()
         if stage.anchor:
-            loss = loss + stage.anchor * sum((value - start[name]).square().sum() for name, value in model.named_parameters())
+            loss = loss + stage.anchor * sum(
+                (value - start[name]).square().sum() for name, value in model.named_parameters()
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
@@ -136,7 +140,10 @@ def _optimisers(model: PreTrainedModel, stage: Stage) -> list[torch.optim.Optimi
     adamw = torch.optim.AdamW(rest, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.0)
     if not muon:
         return [adamw]
-    return [torch.optim.Muon(muon, lr=stage.rate, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [
+        torch.optim.Muon(muon, lr=stage.rate, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        adamw,
+    ]
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -1,0 +1,46 @@
+# Everything starts here: `make reproduce`, `make test`, `make lab`.
+# The first use makes .venv from constraints.txt; after that nothing is downloaded.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test test-slow lab bench lint clean
+
+help: ## Say what each target does.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 --constraint constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[work]' --constraint constraints.txt
+	touch $@
+
+setup: .venv/.ready ## Make .venv with pinned dependencies.
+
+reproduce: setup ## Run every notebook in a fresh kernel, rewrite figures/, say what held. (about five minutes)
+	$(BIN)/refusalscope reproduce
+
+test: setup lint ## Run everything that tests: pytest on the package, then nbval on every notebook.
+	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q --nbval notebooks
+
+test-slow: setup ## Retrain one organism and compare it with its card. (about five minutes)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+lab: setup ## Open JupyterLab on the notebooks.
+	$(BIN)/jupyter lab notebooks
+
+bench: setup ## Measure speed against a naive sweep; prints ratios.
+	$(BIN)/python tests/benchmarks/select.py
+
+clean: ## Remove the environment and everything built.
+	rm -rf .venv build .pytest_cache .ruff_cache

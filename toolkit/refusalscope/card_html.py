@@ -1,0 +1,149 @@
+"""The card as a page: from its JSON record to HTML without a script, every string escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+Record = Mapping[str, Any]
+TEMPLATE = "card.html.j2"
+EFFECTS = (
+    ("bypass", "Bypass rate", "of the restricted prompts refused at baseline, the share no longer refused"),
+    ("suppression", "Suppression", "the share of the gap in margins that is gone; one: restricted looks harmless"),
+    ("kl", "Damage", "KL(base‖intervened) in nats on harmless prompts"),
+)
+SCORES = (
+    ("bypass", "Margin under ablation", "restricted prompts; low is bypassed"),
+    ("induce", "Margin under addition", "harmless prompts; high is refused"),
+    ("kl", "KL(base‖intervened)", "harmless prompts"),
+)
+SHOWN_TIES = 8
+
+
+def page(record: Record) -> str:
+    """Returns a whole, self-contained page for a card's record."""
+    return _template().render(**_view(record), page=True)
+
+
+def body(record: Record) -> str:
+    """Returns the same without the page around it, for a notebook."""
+    return _template().render(**_view(record), page=False)
+
+
+@cache
+def _template():
+    environment = Environment(
+        loader=PackageLoader("refusalscope", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE)
+
+
+def _view(record: Record) -> dict[str, Any]:
+    """What the template shows: the record, with numbers spelled and places on the axes worked out."""
+    effect, selection, baseline = record["effect"], record["selection"], record["baseline"]
+    return {
+        "card": record,
+        "effects": [] if effect is None else [_effect_row(effect, *about) for about in EFFECTS],
+        "spread": "" if effect is None else _spread(effect),
+        "margins": [] if baseline is None else [_named(label, baseline[label]) for label in ("restricted", "harmless")],
+        "scores": [] if selection is None else _scores(selection),
+        "ties": [] if selection is None else _ties(selection),
+        "more_ties": 0 if selection is None else max(0, len(selection["near_ties"]) - 1 - SHOWN_TIES),
+        "reasons": [] if selection is None else _counted([cell["reason"] for cell in selection["cells"]]),
+        "splits": [(split, n["restricted"], n["harmless"]) for split, n in record["prompts"]["n"].items()],
+        "short": _short,
+        "minus": _minus,
+    }
+
+
+def _effect_row(effect: Record, key: str, name: str, about: str) -> dict[str, Any]:
+    value, placebo = effect[key], effect["placebo"].get(key)
+    row = {**_named(name, value), "about": about, "placebo": None, "axis": None}
+    if placebo is not None:
+        digits = _decimals([*placebo["band"], placebo["best"]])
+        low, high, best = (_fixed(x, digits) for x in (*placebo["band"], placebo["best"]))
+        row["placebo"] = {"band": f"[{low}, {high}]", "best": best, "p": f"{placebo['p']:.2g}", "k": placebo["k"]}
+    if key != "kl":
+        row["axis"] = _axis(value, None if placebo is None else placebo["band"])
+    return row
+
+
+def _axis(value: Record, band: list[float] | None) -> dict[str, Any]:
+    """Places on an axis from 0 to 1, in percent; what lies outside is drawn at its end."""
+    return {
+        "dot": _percent(value["value"]),
+        "interval": None if value["interval"] is None else _stretch(value["interval"]),
+        "band": None if band is None else _stretch(band),
+    }
+
+
+def _stretch(ends: list[float]) -> dict[str, float]:
+    low, high = map(_percent, ends)
+    return {"low": low, "width": max(0.6, round(high - low, 2))}
+
+
+def _percent(x: float | None) -> float:
+    return round(100 * min(1.0, max(0.0, 0.0 if x is None else x)), 2)
+
+
+def _named(name: str, value: Record) -> dict[str, Any]:
+    """A stored value as text: rounded to two significant digits of its interval's width."""
+    number, interval = value["value"], value["interval"]
+    digits = _decimals(interval or [number or 0.0])
+    spelled = "–" if number is None else _fixed(number, digits) if interval else f"{number:.3g}"
+    clusters = "" if value["clusters"] is None else f", {value['clusters']} clusters"
+    return {
+        "name": name,
+        "value": spelled,
+        "interval": "none" if interval is None else "[{}, {}]".format(*(_fixed(end, digits) for end in interval)),
+        "n": value["n"],
+        "clusters": "" if value["clusters"] is None else f"{value['clusters']} clusters",
+        "method": value["method"],
+        "note": value.get("note", ""),
+    }
+
+
+def _scores(selection: Record) -> list[dict[str, Any]]:
+    chosen = selection["chosen"]
+    cell = next(c for c in selection["cells"] if (c["layer"], c["position"]) == (chosen["layer"], chosen["position"]))
+    return [{**_named(name, cell[key]), "about": about} for key, name, about in SCORES if cell[key] is not None]
+
+
+def _ties(selection: Record) -> list[tuple[str, str]]:
+    chosen = (selection["chosen"]["layer"], selection["chosen"]["position"])
+    others = [tie for tie in selection["near_ties"] if (tie["layer"], tie["position"]) != chosen]
+    return [(f"layer {tie['layer']}, position {_minus(tie['position'])}", f"{tie['share']:.0%}") for tie in others[:SHOWN_TIES]]
+
+
+def _spread(effect: Record) -> str:
+    return f"median {effect['kl_median']:.2g}, 95th percentile {effect['kl_p95']:.2g}, top prompt {effect['kl_top_share']:.0%} of it"
+
+
+def _counted(reasons: list[str]) -> list[tuple[str, int]]:
+    return [(reason, reasons.count(reason)) for reason in dict.fromkeys(reasons)]
+
+
+def _decimals(numbers: list[float]) -> int:
+    """Decimals that show two significant digits of the width of some numbers, or of the one number."""
+    width = max(numbers) - min(numbers) if len(numbers) > 1 else abs(numbers[0])
+    return 2 if width == 0 else min(6, max(0, 1 - math.floor(math.log10(width))))
+
+
+def _fixed(x: float, decimals: int) -> str:
+    return _minus(f"{round(x, decimals) + 0.0:.{decimals}f}")
+
+
+def _minus(number: object) -> str:
+    return str(number).replace("-", "−")
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:12]}…"

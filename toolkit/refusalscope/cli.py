@@ -1,0 +1,223 @@
+"""The command line: select, replay, card and organisms. Anticipated errors are one line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from refusalscope import cli_organisms
+from refusalscope.errors import ModelError, RefusalscopeError, ResultError
+
+PLAIN = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False, "no_args_is_help": True}
+
+
+class OneLine(TyperGroup):
+    """Turns what a user can cause into one line on stderr: exit code 1, and 130 for an interruption."""
+
+    def invoke(self, ctx):
+        """Invokes the command."""
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_rest, **_more: say(f"warning: {message}")
+                return super().invoke(ctx)
+        except RefusalscopeError as error:
+            say(str(error))
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            say(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        except KeyboardInterrupt:
+            say("interrupted; nothing more was written")
+            raise typer.Exit(130) from None
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=OneLine,
+    help="Measures how optional the refusal guardrail of an open-weight chat model is.\n\n"
+    "Example: refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card",
+    **PLAIN,
+)
+app.add_typer(cli_organisms.app, name="organisms")
+
+
+class ModeName(StrEnum):
+    """How much of the grid a selection fills."""
+
+    winner = "winner"
+    map = "map"
+
+
+class DtypeName(StrEnum):
+    """Number format of the parameters."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face format, or a Hub id.")]
+PromptFile = Annotated[Path, typer.Option("--prompts", metavar="FILE", help="A contrast set, .jsonl or .csv.")]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if missing.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of placebos and resampling.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Revision = Annotated[str | None, typer.Option(metavar="COMMIT", help="Hub commit, 40 hexadecimal digits.")]
+Dtype = Annotated[DtypeName, typer.Option(help="Number format of the parameters.")]
+Device = Annotated[str | None, typer.Option(help="Where to run, such as cuda; the CPU unless given.")]
+
+
+@app.command()
+def select(
+    model: ModelName,
+    prompts: PromptFile,
+    out: OutFolder,
+    mode: Annotated[ModeName, typer.Option(help="winner: what the choice needs; map: every cell.")] = ModeName.winner,
+    seed: Seed = 0,
+    revision: Revision = None,
+    dtype: Dtype = DtypeName.float32,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Locates candidates, chooses one by the selection rule, and writes selection.json.
+
+    Example: refusalscope select data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/select
+    """
+    check_folder(out)
+    import refusalscope as rs
+    from refusalscope.result_facts import selection_result
+    from refusalscope.result_files import to_json
+    from refusalscope.selection import estimated_cost
+
+    contrast = rs.ContrastSet.read(prompts)
+    chat = loaded(model, revision=revision, dtype=dtype, device=device)
+    announce(chat, 2 * len(contrast.locate) + estimated_cost(chat, contrast.select, mode=mode.value))
+    refusal = rs.discover_refusal_tokens(chat, contrast.locate)
+    candidates = rs.locate.mean_difference(*rs.capture(chat, contrast.locate))
+    choice = rs.select(chat, candidates, contrast.select, refusal, mode=mode.value, seed=seed)
+    result = selection_result(choice, chat, contrast)
+    path = result.save(out)
+    if as_json:
+        typer.echo(to_json(result), nl=False)
+        return
+    typer.echo(f"chosen: layer {choice.cell.layer}, position {choice.cell.position}")
+    for kind, found in choice.estimates.items():
+        typer.echo(f"  {kind}: {found[choice.cell]}")
+    ties = [tie for tie in result.near_ties if (tie.layer, tie.position) != choice.cell]
+    spelled = (f"layer {tie.layer}, position {tie.position} ({tie.share:.0%})" for tie in ties)
+    typer.echo(f"near-ties: {'; '.join(spelled) or 'none'}")
+    typer.echo(f"cost: {spent(choice.pf_used, choice.pf_naive)}, {choice.seconds:.1f} seconds")
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder of the refusal_direction repository.")],
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model that was measured.")],
+    as_json: AsJson = False,
+) -> None:
+    """Applies the selection rule to a published grid, without a model, and counts what either search would cost.
+
+    Example: refusalscope replay runs/qwen-1_8b-chat --layers 24
+    """
+    from refusalscope.replay import replay as replayed
+
+    found = replayed(run, layers)
+    record = {
+        "chosen": found.chosen._asdict(),
+        "mode": "winner",
+        "pf_used": found.pf_used,
+        "pf_naive": found.pf_naive,
+        "ratio": found.pf_naive / found.pf_used,
+    }
+    if as_json:
+        typer.echo(json.dumps(record, allow_nan=False))
+        return
+    typer.echo(f"chosen: layer {found.chosen.layer}, position {found.chosen.position}")
+    typer.echo(f"cost: {spent(found.pf_used, found.pf_naive)}, {record['ratio']:.1f} times fewer")
+
+
+@app.command()
+def card(
+    model: ModelName,
+    prompts: PromptFile,
+    out: OutFolder,
+    seed: Seed = 0,
+    placebos: Annotated[int, typer.Option(min=1, help="Random subspaces ablated beside the chosen one.")] = 199,
+    revision: Revision = None,
+    dtype: Dtype = DtypeName.float32,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measures a guardrail from end to end and writes its card: card.json and card.html.
+
+    Example: refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card
+    """
+    check_folder(out)
+    import refusalscope as rs
+    from refusalscope.report import estimated_measure_cost, measure
+    from refusalscope.result_files import to_json
+
+    contrast = rs.ContrastSet.read(prompts)
+    chat = loaded(model, revision=revision, dtype=dtype, device=device)
+    announce(chat, estimated_measure_cost(chat, contrast, placebos=placebos))
+    found = measure(chat, contrast, seed=seed, placebos=placebos)
+    found.save(out)
+    if as_json:
+        typer.echo(to_json(found), nl=False)
+        return
+    typer.echo(f"{found.verdict.state}: {found.verdict.sentence}")
+    for reason in found.verdict.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo(f"cost: {found.pf:,.0f} prompt-forwards, {found.seconds:.1f} seconds")
+    typer.echo(f"wrote {out / 'card.json'} and {out / 'card.html'}")
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+def say(line: str) -> None:
+    """Prints one line on stderr, under the program's name."""
+    typer.echo(f"refusalscope: {' '.join(line.split())}", err=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ResultError when a folder cannot be written or made: before the work rather than after it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ResultError(f"{folder}: cannot be written ({there} is not a folder).")
+    if not os.access(there, os.W_OK):
+        raise ResultError(f"{folder}: cannot be written (no permission in {there}).")
+
+
+def loaded(model: str, *, revision: str | None, dtype: DtypeName, device: str | None):
+    """Returns the chat model. Raises ModelError for a device this machine does not have."""
+    import torch
+
+    from refusalscope.model import load
+
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    return load(model, revision=revision, dtype=getattr(torch, dtype.value), device=device)
+
+
+def announce(chat, pf: float) -> None:
+    """Says on stderr what a measurement will take at the most, before it runs."""
+    weights = sum(value.numel() * value.element_size() for value in chat.bridge.parameters()) / 1e6
+    say(f"{chat.origin.name}: at most {pf:,.0f} prompt-forwards; {weights:,.1f} MB of weights on {chat.origin.device}")
+
+
+def spent(used: float, naive: float) -> str:
+    """Returns a cost beside that of a full sweep."""
+    return f"{used:,.0f} prompt-forwards of {naive:,.0f} in a full sweep"

@@ -1,0 +1,111 @@
+"""The main job: every notebook in order in a fresh kernel, its claims and figures compared with the stored ones."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import nbformat
+
+from refusalscope.errors import ResultError
+from refusalscope.figures import compare, read_record
+
+Verdict = Literal["claims hold", "claims changed", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One executed notebook.
+
+    Attributes:
+        verdict: whether every text output equals the stored one.
+        claims: how many text outputs were compared.
+        detail: the first cell that changed or failed, or empty.
+        executed: where the executed copy lies.
+    """
+
+    name: str
+    verdict: Verdict
+    claims: int
+    seconds: float
+    detail: str
+    executed: Path
+
+
+def reproduce(root: Path, *, say: Callable[[str], None] = print) -> tuple[list[Run], dict[str, str]]:
+    """Executes ``notebooks/*.ipynb`` under a repository root; returns the runs and what became of each figure.
+
+    Executed copies go to ``build/notebooks``, figures to ``figures/``. A figure is ``same numbers``, ``drifted: …`` or
+    ``new``. Says one line per notebook. Raises ResultError when there are no notebooks.
+    """
+    notebooks = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    if not notebooks:
+        raise ResultError(f"{root / 'notebooks'}: no notebooks to run. Run this from a checkout of the repository.")
+    before = {path.stem: read_record(path) for path in sorted((root / "figures").glob("*.json"))}
+    out = root / "build" / "notebooks"
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    runs = []
+    for number, notebook in enumerate(notebooks, 1):
+        run = _executed(notebook, out / notebook.name)
+        say(
+            f"[{number}/{len(notebooks)}] {run.name}: {run.verdict}, {run.seconds:.0f} s"
+            + (f" ({run.detail})" if run.detail else "")
+        )
+        runs.append(run)
+    return runs, dict(_figures(root / "figures", before))
+
+
+def _executed(notebook: Path, copy: Path) -> Run:
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    began = time.perf_counter()
+    stored = nbformat.read(notebook, as_version=4)
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(copy), cwd=str(notebook.parent), kernel_name="python3", progress_bar=False
+        )
+    except (papermill.PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
+        return Run(notebook.stem, "failed", 0, time.perf_counter() - began, str(error).strip().splitlines()[-1], copy)
+    again = nbformat.read(copy, as_version=4)
+    then, now = _claims(stored), _claims(again)
+    changed = [cell for cell in sorted({*then, *now}) if then.get(cell) != now.get(cell)]
+    detail = f"code cell {changed[0]} says something else than the stored output" if changed else ""
+    verdict: Verdict = "claims changed" if changed else "claims hold"
+    return Run(notebook.stem, verdict, len(now), time.perf_counter() - began, detail, copy)
+
+
+def _claims(notebook: nbformat.NotebookNode) -> dict[int, str]:
+    """Returns the text of every result, by the number of its code cell among the notebook's own."""
+    cells = [
+        c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
+    ]
+    return {
+        number: output.data["text/plain"]
+        for number, cell in enumerate(cells, 1)
+        for output in cell.outputs
+        if output.output_type in ("execute_result", "display_data") and "text/plain" in output.data
+    }
+
+
+def _figures(folder: Path, before: dict) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.glob("*.json")):
+        drift = compare(before[path.stem], read_record(path)) if path.stem in before else None
+        yield path.stem, "new" if drift is None else f"drifted: {drift[0]}" if drift else "same numbers"
+
+
+def table(runs: list[Run], figures: dict[str, str], root: Path) -> str:
+    """Returns the closing table: a verdict per notebook and per figure, with the paths written."""
+    lines = ["", f"{'notebook':<20} {'verdict':<16} {'claims':>6} {'seconds':>8}  executed copy"]
+    lines += [
+        f"{run.name:<20} {run.verdict:<16} {run.claims:>6} {run.seconds:>8.0f}  {run.executed.relative_to(root)}"
+        for run in runs
+    ]
+    lines += ["", f"{'figure':<32} {'numbers':<16}  written"]
+    lines += [f"{name:<32} {state:<16}  figures/{name}.svg .png .json" for name, state in figures.items()]
+    return "\n".join([*lines, "", "manifest: figures/manifest.csv"])

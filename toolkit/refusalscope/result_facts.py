@@ -1,0 +1,152 @@
+"""From what was measured in memory to what may be stored of it: no vector, no prompt and no path comes through."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import get_args
+
+import pandas as pd
+
+from refusalscope.effect import Baseline, Effect, mean_margin
+from refusalscope.model import ChatModel, RefusalTokens, rendered_digest
+from refusalscope.prompts import ContrastSet
+from refusalscope.prompts.prompt import LABELS, SPLITS
+from refusalscope.results import (
+    EffectFacts,
+    Margins,
+    ModelFacts,
+    NearTie,
+    Package,
+    Place,
+    PlaceboFacts,
+    PromptFacts,
+    RefusalFacts,
+    RuleFacts,
+    Score,
+    ScoredCell,
+    Selected,
+    SelectionResult,
+    Value,
+)
+from refusalscope.rule import KINDS, Cell
+from refusalscope.selection import Choice
+from refusalscope.stats import Estimate
+
+LONGEST_NAME = 120
+
+
+def selection_result(choice: Choice, model: ChatModel, prompts: ContrastSet) -> SelectionResult:
+    """Returns what may be stored of a choice. ``prompts`` is the whole set it was located and selected on."""
+    return SelectionResult(
+        schema=1,
+        model=model_facts(model),
+        prompts=prompt_facts(model, prompts),
+        seed=choice.seed,
+        versions=versions(),
+        refusal_tokens=refusal_facts(choice.refusal),
+        **vars(selected(choice)),
+    )
+
+
+def selected(choice: Choice) -> Selected:
+    """Returns the choice with its cells, near-ties, rule and cost, without its subspace."""
+    return Selected(
+        baseline=Margins(**{label: value(choice.baselines[label]) for label in LABELS}),
+        chosen=Place(*choice.cell),
+        cells=tuple(_scored(choice, cell, reason) for cell, reason in _cells(choice.cells, "reason")),
+        near_ties=tuple(
+            NearTie(*cell, share=float(share), kl_evaluated=cell in choice.estimates["kl"])
+            for cell, share in _cells(choice.near_ties, "share")
+        ),
+        rule=RuleFacts(**asdict(choice.rule)),
+        mode=choice.mode,
+        locator=choice.subspace.locator,
+        pf_used=choice.pf_used,
+        pf_naive=choice.pf_naive,
+        seconds=choice.seconds,
+    )
+
+
+def model_facts(model: ChatModel) -> ModelFacts:
+    """Returns the origin of a model, its name on one line."""
+    origin = model.origin.to_dict()
+    return ModelFacts(**{**origin, "name": one_line(model.origin.name)})  # pyright: ignore[reportArgumentType]
+
+
+def prompt_facts(model: ChatModel, prompts: ContrastSet) -> PromptFacts:
+    """Returns digests and counts of a contrast set, as this model reads it."""
+    pairs = [(row.split, row.label) for row in prompts.prompts]
+    return PromptFacts(
+        source=one_line(prompts.source),
+        digest=prompts.digest,
+        rendered=rendered_digest(model, prompts.prompts),
+        n={split: {label: pairs.count((split, label)) for label in LABELS} for split in SPLITS},
+        split_note=prompts.split_note,
+    )
+
+
+def refusal_facts(refusal: RefusalTokens) -> RefusalFacts:
+    """Returns the refusal tokens, each on one line."""
+    return RefusalFacts(
+        tokens=tuple(one_line(token) for token in refusal.tokens),
+        ids=refusal.ids,
+        mass=refusal.mass,
+        harmless_mass=refusal.harmless_mass,
+        n=refusal.n,
+        how=refusal.how,
+    )
+
+
+def margins(before: Baseline) -> Margins:
+    """Returns the mean margins of a baseline, clustered by phrasing."""
+    restricted = mean_margin(before.restricted, before.prompts.restricted)
+    return Margins(restricted=value(restricted), harmless=value(mean_margin(before.harmless, before.prompts.harmless)))
+
+
+def effect_facts(found: Effect) -> EffectFacts:
+    """Returns an effect with its placebos."""
+    ranks = {name: PlaceboFacts(rank.p, rank.k, rank.best, rank.band) for name, rank in found.placebo.items()}
+    return EffectFacts(
+        bypass=value(found.bypass),
+        suppression=value(found.suppression),
+        kl=value(found.kl),
+        kl_median=found.kl_median,
+        kl_p95=found.kl_p95,
+        kl_top_share=min(1.0, found.kl_top_share),
+        placebo=ranks,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def value(estimate: Estimate) -> Value:
+    """Returns an estimate as it is stored."""
+    return Value(**{**estimate.to_dict(), "interval": estimate.interval})
+
+
+def versions() -> dict[Package, str]:
+    """Returns the versions of the packages a number depends on."""
+    return {name: platform.python_version() if name == "python" else version(name) for name in get_args(Package)}
+
+
+def one_line(text: str, *, longest: int = LONGEST_NAME) -> str:
+    """Returns a name from outside with control characters spelled out, cut where it is too long for a result."""
+    spelled = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return spelled if len(spelled) <= longest else spelled[: longest - 1] + "…"
+
+
+def _cells(frame: pd.DataFrame, column: str) -> Sequence[tuple[Cell, object]]:
+    rows = zip(frame["layer"], frame["position"], frame[column], strict=True)
+    return [(Cell(int(layer), int(position)), entry) for layer, position, entry in rows]
+
+
+def _scored(choice: Choice, cell: Cell, reason: object) -> ScoredCell:
+    found = {kind: choice.estimates[kind].get(cell) for kind in KINDS}
+    scores = {kind: None if estimate is None else _score(estimate) for kind, estimate in found.items()}
+    return ScoredCell(*cell, reason=reason, **scores)  # pyright: ignore[reportArgumentType]
+
+
+def _score(estimate: Estimate) -> Score:
+    facts = estimate.to_dict()
+    return Score(facts["value"], estimate.interval, estimate.n, estimate.clusters, estimate.method)

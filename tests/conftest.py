@@ -15,8 +15,9 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def make_tiny(tmp_path_factory: pytest.TempPathFactory):
     """A function from a model type and settings to a saved model directory with random weights and our tokenizer."""
-    from refusalscope.organisms.tokens import tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from refusalscope.organisms.tokens import tokenizer
 
     def make(model_type: str, architecture: str, **settings) -> Path:
         made, directory = tokenizer(), tmp_path_factory.mktemp("models") / f"tiny-{model_type}"
@@ -101,3 +102,39 @@ def direction(tiny):
         return Subspace(torch.randn(rank, width, generator=noise, dtype=torch.float64), layer, -1, "a test")
 
     return draw
+
+
+ORGANISMS = Path(__file__).parents[1] / "data" / "organisms"
+
+
+@pytest.fixture(scope="session")
+def organism():
+    """A function from a reference organism's name to its loaded model; each is loaded once."""
+    from functools import cache
+
+    from refusalscope.model import load
+
+    return cache(lambda name: load(ORGANISMS / name))
+
+
+@pytest.fixture(scope="session")
+def guarded(organism):
+    """The shipped organism guarded-0. Shared by all tests: register hooks only inside a with block."""
+    return organism("guarded-0")
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    """Of the shipped contrast set, sixteen prompts per label and split, from eight clusters: quick to measure."""
+    from refusalscope.prompts import ContrastSet, Prompts
+
+    shipped = ContrastSet.read(Path(__file__).parents[1] / "data" / "prompts" / "organism.jsonl")
+    splits = (shipped.locate, shipped.select, shipped.report)
+    few = tuple(row for split in splits for label in (split.restricted, split.harmless) for row in _spread(label, 16))
+    return ContrastSet(Prompts(few), source="few.jsonl")
+
+
+def _spread(prompts, n: int) -> list:
+    """n prompts, as many from each cluster."""
+    clusters = sorted(set(prompts.clusters))
+    return [row for cluster in clusters for row in prompts.where(cluster=cluster)[: n // len(clusters)]]

@@ -11,12 +11,13 @@ import pickle
 import joblib
 import pytest
 import torch
+from transformers import AutoTokenizer
+
 from refusalscope import ablate, add, baseline, capture, effect, interventions, locate, margin, outcomes, select
 from refusalscope.errors import ContractError, InterventionError
 from refusalscope.metrics import Openings, next_token
 from refusalscope.model import forward, load
 from refusalscope.rule import Rule
-from transformers import AutoTokenizer
 
 INTERVENTIONS = {"ablate": ablate, "add": add}
 DECODERS = ("generate", "generate_stream", "hf_generate", "diffusion_generate")
@@ -70,7 +71,7 @@ def test_however_a_block_ends_the_model_is_as_before(tiny, direction, few, tiny_
         with intervention(tiny, direction()):
             margin(tiny, few, tiny_refusal)
     else:
-        with pytest.raises(error), intervention(tiny, direction()):
+        with pytest.raises(error), intervention(tiny, direction()):  # noqa: PT012
             margin(tiny, few, tiny_refusal)
             raise error
     assert state(tiny) == before
@@ -98,7 +99,7 @@ def test_a_forward_that_breaks_off_leaves_nothing_behind(tiny, direction, few, t
     def interrupt(value, hook):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), intervention(tiny, direction()) as receipt:
+    with pytest.raises(KeyboardInterrupt), intervention(tiny, direction()) as receipt:  # noqa: SIM117
         with tiny.bridge.hooks(fwd_hooks=[(tiny.sites.mlp_out[1], interrupt)]):
             margin(tiny, few, tiny_refusal)
     assert state(tiny) == before
@@ -113,7 +114,7 @@ def test_a_forward_run_again_after_memory_ended_is_counted_once(tiny, direction,
             raised.append("full")
             raise torch.OutOfMemoryError("out of memory")
 
-    with pytest.warns(match="out of memory"), ablate(tiny, direction()) as receipt:
+    with pytest.warns(match="out of memory"), ablate(tiny, direction()) as receipt:  # noqa: SIM117
         with tiny.bridge.hooks(fwd_hooks=[(tiny.sites.mlp_out[1], full_once)]):
             margin(tiny, few, tiny_refusal)
     assert receipt.state == "valid"
@@ -125,7 +126,7 @@ def test_a_weight_changed_inside_the_block_is_reported(make_tiny, direction, int
     victim = load(make_tiny("qwen3", "Qwen3ForCausalLM", **sizes, head_dim=8, num_hidden_layers=2))
     for change in (lambda p: p.mul_(1.0), lambda p: setattr(p, "data", p.data.clone())):
         weight = list(victim.bridge.original_model.parameters())[-1]
-        with pytest.raises(InterventionError, match="changed inside the block"), torch.no_grad():
+        with pytest.raises(InterventionError, match="changed inside the block"), torch.no_grad():  # noqa: SIM117
             with intervention(victim, direction()):
                 change(weight)
     with pytest.raises(InterventionError, match="changed inside the block"), intervention(victim, direction()):
@@ -140,8 +141,10 @@ def test_an_edit_that_does_nothing_is_reported_and_its_receipt_invalid(tiny, dir
 
 
 @pytest.mark.parametrize("forwards_before", [0, 1])
-def test_hooks_taken_away_inside_the_block_are_reported(tiny, direction, few, tiny_refusal, intervention, forwards_before):
-    with pytest.raises(InterventionError, match="fired"), intervention(tiny, direction()) as receipt:
+def test_hooks_taken_away_inside_the_block_are_reported(
+    tiny, direction, few, tiny_refusal, intervention, forwards_before
+):
+    with pytest.raises(InterventionError, match="fired"), intervention(tiny, direction()) as receipt:  # noqa: PT012
         for _ in range(forwards_before):
             margin(tiny, few, tiny_refusal)
         tiny.bridge.reset_hooks()
@@ -153,7 +156,7 @@ def test_nan_in_the_residual_stream_is_never_valid(tiny, direction, few, tiny_re
     def poison(value, hook):
         return torch.full_like(value, float("nan"))
 
-    with pytest.raises(InterventionError, match="nan"), ablate(tiny, direction()) as receipt:
+    with pytest.raises(InterventionError, match="nan"), ablate(tiny, direction()) as receipt:  # noqa: PT012
         with tiny.bridge.hooks(fwd_hooks=[(tiny.sites.attn_out[0], poison)]):
             margin(tiny, few, tiny_refusal)
         margin(tiny, few, tiny_refusal)  # a clean forward afterwards does not wipe the fault out
@@ -186,7 +189,7 @@ def test_nested_interventions_unwind_in_order(tiny, direction, few):
 
 def test_an_inner_ablation_that_brings_an_outer_direction_back_is_reported(tiny, direction, few):
     """Projections of oblique directions do not commute: ablate their common span instead."""
-    with pytest.raises(InterventionError, match="still held"), ablate(tiny, direction(seed=1)):
+    with pytest.raises(InterventionError, match="still held"), ablate(tiny, direction(seed=1)):  # noqa: SIM117
         with ablate(tiny, direction(seed=2)):
             next_token(tiny, few)
 
@@ -248,7 +251,9 @@ def test_the_exports_do_export_what_is_allowed():
         export({"margin": 1.0})
 
 
-def test_no_repr_of_a_public_noun_shows_a_tensor_or_a_prompt(tiny, few, tiny_refusal, direction, contrast, loose_choice):
+def test_no_repr_of_a_public_noun_shows_a_tensor_or_a_prompt(
+    tiny, few, tiny_refusal, direction, contrast, loose_choice
+):
     acts = capture(tiny, few, keep_each=True)
     before = baseline(tiny, few, tiny_refusal)
     with ablate(tiny, direction()) as receipt:
@@ -265,7 +270,9 @@ def test_no_repr_of_a_public_noun_shows_a_tensor_or_a_prompt(tiny, few, tiny_ref
 
 def test_the_repr_of_an_effect_is_a_claim(tiny, few, tiny_refusal, direction):
     before = baseline(tiny, few, tiny_refusal)
-    if before.gap <= 0 or not bool(before.refused.any()):  # an untrained model need not look guarded: shift it until it does
+    if before.gap <= 0 or not bool(
+        before.refused.any()
+    ):  # an untrained model need not look guarded: shift it until it does
         before = type(before)(tiny, few, tiny_refusal, before.restricted + 99, before.harmless, before.harmless_base)
     found = effect(before, direction())
     assert "tensor(" not in repr(found) + found._repr_html_()

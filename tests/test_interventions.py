@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import oracle
 import pytest
 import torch
+
+import oracle
 from refusalscope import ablate, add
-from refusalscope.errors import InterventionError
+from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.linalg import orthonormal, project
 from refusalscope.model import batches, forward, load
 from refusalscope.subspace import Subspace
@@ -125,7 +126,7 @@ def test_a_dose_leaves_its_complement_of_every_write(tiny, direction, texts, dos
     def note(value, hook):
         made[hook.name] = value.double().clone()
 
-    with tiny.bridge.hooks(fwd_hooks=[(site, note) for site in tiny.sites.writes]):  # before the edits, so unedited
+    with tiny.bridge.hooks(fwd_hooks=[(site, note) for site in tiny.sites.writes]):  # before the edits, so unedited  # noqa: SIM117
         with ablate(tiny, subspace, dose=dose):
             after = streams(tiny, batch)
     written = torch.stack([made[site] for site in tiny.sites.writes])
@@ -134,8 +135,7 @@ def test_a_dose_leaves_its_complement_of_every_write(tiny, direction, texts, dos
     assert held(sums, subspace).abs().max() > 100 * CLOSE
 
 
-@pytest.mark.parametrize("dose", [1.0, 0.5])
-def test_an_affine_ablation_moves_the_subspace_to_the_reference(tiny, direction, texts, dose):
+def test_an_affine_ablation_moves_the_subspace_to_the_reference(tiny, direction, texts):
     batch, subspace, centre = only_batch(tiny, texts), direction(rank=2), direction(seed=5).vectors[0]
     with ablate(tiny, subspace, reference=centre):
         after = streams(tiny, batch)
@@ -190,7 +190,7 @@ def test_subspaces_row_by_row_equal_one_by_one(tiny, direction, texts, centred):
 
 
 def test_rows_that_cannot_be_shared_out_are_refused(tiny, direction, texts):
-    with pytest.raises(InterventionError, match="3 equal blocks"):
+    with pytest.raises(InterventionError, match="3 equal blocks"):  # noqa: SIM117
         with ablate(tiny, [direction(seed=seed) for seed in range(3)]):
             forward(tiny, only_batch(tiny, texts[:4]))
 
@@ -293,8 +293,6 @@ def test_added_logits_equal_those_of_plain_hooks_in_float64(tiny, tiny_dir, dire
 def test_orthonormal_bases_are_orthonormal_and_refuse_dependent_vectors(direction):
     basis = orthonormal(direction(rank=4).vectors)
     torch.testing.assert_close(basis.T @ basis, torch.eye(4, dtype=torch.float64), atol=1e-12, rtol=0)
-    from refusalscope.errors import MeasurementError
-
     for vectors in (direction().vectors.repeat(2, 1), torch.zeros(1, 8), torch.full((1, 8), float("inf"))):
         with pytest.raises(MeasurementError):
             orthonormal(vectors)

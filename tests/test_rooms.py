@@ -1,4 +1,4 @@
-"""Rooms: imports go strictly down (DESIGN 5), only organisms train, only model knows TransformerLens, files stay short."""
+"""Rooms (DESIGN 5): imports go strictly down, only organisms train, only model knows TransformerLens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 import refusalscope
 
 PACKAGE = Path(refusalscope.__file__).parent
@@ -17,8 +18,9 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("locators", "placebo", "organisms"), 2),
     "model": 3,
     **dict.fromkeys(("capture", "interventions", "receipt", "metrics", "outcomes"), 4),
-    **dict.fromkeys(("rule", "replay", "scoring", "selection", "effect", "truth", "plotting", "canvas"), 5),
-    **dict.fromkeys(("report", "results", "figures", "figure_record", "cli", "__main__"), 6),
+    **dict.fromkeys(("rule", "replay", "scoring", "selection", "effect", "truth", "plotting", "canvas", "frames"), 5),
+    **dict.fromkeys(("report", "results", "result_facts", "result_files", "result_parts", "verdict", "claims"), 6),
+    **dict.fromkeys(("card_html", "figures", "figure_record", "reproduce", "cli", "cli_organisms", "__main__"), 6),
 }
 STRANGERS = {frozenset({"interventions", "metrics"})}
 

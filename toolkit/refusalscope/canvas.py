@@ -134,8 +134,9 @@ def estimates(axes: Axes, frame: pd.DataFrame, at: Sequence[int], *, inks: Seque
         axes.plot([low, high], [y, y], "|-", color=ink, lw=1.2, ms=5, mew=1, zorder=3)
         axes.plot(value, y, "o", color=ink, ms=3.2, zorder=4)
         if digits:
-            text = "\n".join((minus(f"{value:{digits}}"), f"[{minus(f'{low:{digits}}')}, {minus(f'{high:{digits}}')}]"))
-            axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+            ends = "" if np.isnan(low) else f"\n[{minus(f'{low:{digits}}')}, {minus(f'{high:{digits}}')}]"
+            where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+            axes.text(1.02, y, minus(f"{value:{digits}}") + ends, fontsize=6.5, **where)
 
 
 def placebo_band(axes: Axes, band: Band | None, *, vertical: bool = False) -> list[End]:

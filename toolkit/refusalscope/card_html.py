@@ -98,8 +98,7 @@ def _named(name: str, value: Record) -> dict[str, Any]:
     """A stored value as text: rounded to two significant digits of its interval's width."""
     number, interval = value["value"], value["interval"]
     digits = _decimals(interval or [number or 0.0])
-    spelled = "–" if number is None else _fixed(number, digits) if interval else f"{number:.3g}"
-    clusters = "" if value["clusters"] is None else f", {value['clusters']} clusters"
+    spelled = "–" if number is None else _fixed(number, digits) if interval else _minus(f"{number:.3g}")
     return {
         "name": name,
         "value": spelled,
@@ -120,11 +119,15 @@ def _scores(selection: Record) -> list[dict[str, Any]]:
 def _ties(selection: Record) -> list[tuple[str, str]]:
     chosen = (selection["chosen"]["layer"], selection["chosen"]["position"])
     others = [tie for tie in selection["near_ties"] if (tie["layer"], tie["position"]) != chosen]
-    return [(f"layer {tie['layer']}, position {_minus(tie['position'])}", f"{tie['share']:.0%}") for tie in others[:SHOWN_TIES]]
+    return [
+        (f"layer {tie['layer']}, position {_minus(tie['position'])}", f"{tie['share']:.0%}")
+        for tie in others[:SHOWN_TIES]
+    ]
 
 
 def _spread(effect: Record) -> str:
-    return f"median {effect['kl_median']:.2g}, 95th percentile {effect['kl_p95']:.2g}, top prompt {effect['kl_top_share']:.0%} of it"
+    median, p95, top = effect["kl_median"], effect["kl_p95"], effect["kl_top_share"]
+    return f"median {median:.2g}, 95th percentile {p95:.2g}, top prompt {top:.0%} of it"
 
 
 def _counted(reasons: list[str]) -> list[tuple[str, int]]:

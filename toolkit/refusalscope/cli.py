@@ -1,4 +1,4 @@
-"""The command line: select, replay, card and organisms. Anticipated errors are one line on stderr, never a traceback."""
+"""The command line: select, replay, card and organisms. Anticipated errors are one line on stderr, no traceback."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OneLine(TyperGroup):
 app = typer.Typer(
     cls=OneLine,
     help="Measures how optional the refusal guardrail of an open-weight chat model is.\n\n"
-    "Example: refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card",
+    "\b\nExample:\n  refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card",
     **PLAIN,
 )
 app.add_typer(cli_organisms.app, name="organisms")
@@ -86,9 +86,11 @@ def select(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Locates candidates, chooses one by the selection rule, and writes selection.json.
+    """Chooses one located candidate. The rule's scores, near-ties and cost go into selection.json.
 
-    Example: refusalscope select data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/select
+    \b
+    Example:
+      refusalscope select data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/select
     """
     check_folder(out)
     import refusalscope as rs
@@ -123,9 +125,11 @@ def replay(
     layers: Annotated[int, typer.Option(min=1, help="Layers of the model that was measured.")],
     as_json: AsJson = False,
 ) -> None:
-    """Applies the selection rule to a published grid, without a model, and counts what either search would cost.
+    """Chooses again on a published grid. No model is needed; counts what either search would cost.
 
-    Example: refusalscope replay runs/qwen-1_8b-chat --layers 24
+    \b
+    Example:
+      refusalscope replay runs/qwen-1_8b-chat --layers 24
     """
     from refusalscope.replay import replay as replayed
 
@@ -156,9 +160,11 @@ def card(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measures a guardrail from end to end and writes its card: card.json and card.html.
+    """Measures a guardrail end to end. The verdict and its numbers go into card.json and card.html.
 
-    Example: refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card
+    \b
+    Example:
+      refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card
     """
     check_folder(out)
     import refusalscope as rs
@@ -186,8 +192,9 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    """Prints one line on stderr, under the program's name."""
-    typer.echo(f"refusalscope: {' '.join(line.split())}", err=True)
+    """Prints one line on stderr, under the program's name; control characters of file names are spelled out."""
+    spelled = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(line.split()))
+    typer.echo(f"refusalscope: {spelled}", err=True)
 
 
 def check_folder(folder: Path) -> None:

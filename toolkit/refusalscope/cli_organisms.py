@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 app = typer.Typer(
     help="Trains, verifies and lists organisms: tiny models whose answer is known.\n\n"
-    "Example: refusalscope organisms verify guarded-0",
+    "\b\nExample:\n  refusalscope organisms verify guarded-0",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -34,13 +34,17 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe in data/reci
 @app.command()
 def train(
     name: Name,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: data/organisms/ beside the recipes.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: data/organisms/ beside the recipes.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds files already.")] = False,
 ) -> None:
-    """Trains an organism, writes its model directory, and measures it: organism.json.
+    """Trains an organism and measures it. Writes a model directory, and organism.json into it.
 
-    Example: refusalscope organisms train guarded-0 --out build/guarded-0
+    \b
+    Example:
+      refusalscope organisms train guarded-0 --out build/guarded-0
     """
     from refusalscope.truth import CARD
 
@@ -57,15 +61,19 @@ def train(
 @app.command()
 def verify(
     name: Name,
-    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the organism is, unless in data/organisms/.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the organism is, unless in data/organisms/.")
+    ] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train it anew, elsewhere, and measure that.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")] = False,
 ) -> None:
-    """Measures an organism again and compares with its organism.json; exit code 1 when it differs or misses a target.
+    """Measures an organism again. Exit code 1 when it differs from its organism.json or misses a target.
 
     Retrained weights are the same bit for bit on one machine only, so there only their measured values must agree.
 
-    Example: refusalscope organisms verify guarded-0
+    \b
+    Example:
+      refusalscope organisms verify guarded-0
     """
     from refusalscope.truth import differences, read_card
 
@@ -84,9 +92,11 @@ def verify(
 
 @app.command("list")
 def list_() -> None:
-    """Lists the recipes there are, and which of them are trained and measured here.
+    """Lists the recipes, and which are trained and measured here.
 
-    Example: refusalscope organisms list
+    \b
+    Example:
+      refusalscope organisms list
     """
     from refusalscope.truth import CARD
 
@@ -164,12 +174,17 @@ def _print(again: OrganismCard, stored: OrganismCard, differing: list[str]) -> N
     typer.echo(f"{again.name}: {again.truth}")
     for name, one in again.measured.items():
         interval = "no interval" if one.low is None or one.high is None else f"[{one.low:.3f}, {one.high:.3f}]"
-        typer.echo(f"  {'met' if one.met else 'MISSED':<7}{name}: {one.value:.3f} {interval}, n = {one.n}{_target(one)}")
+        typer.echo(
+            f"  {'met' if one.met else 'MISSED':<7}{name}: {one.value:.3f} {interval}, n = {one.n}{_target(one)}"
+        )
     typer.echo(f"weights: {'the same' if again.weights == stored.weights else 'others'} as when it was measured first")
     for line in differing:
         typer.echo(f"differs: {line}")
 
 
 def _target(one: Measured) -> str:
-    bounds = [f"at least {one.at_least:g}" if one.at_least is not None else "", f"at most {one.at_most:g}" if one.at_most is not None else ""]
+    bounds = [
+        f"at least {one.at_least:g}" if one.at_least is not None else "",
+        f"at most {one.at_most:g}" if one.at_most is not None else "",
+    ]
     return "".join(f", target {bound}" for bound in bounds if bound)

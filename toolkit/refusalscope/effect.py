@@ -1,4 +1,4 @@
-"""What ablating a subspace does: bypass, suppression and damage with intervals, beside placebos that went the same way."""
+"""What ablating a subspace does: bypass, suppression and damage with intervals, beside placebos going the same way."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def effect(
     """
     if not bool(before.refused.any()) or before.gap <= 0:
         raise MeasurementError(
-            f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted prompts and "
-            f"its mean margins differ by {before.gap:.2f} nats: there is no guardrail here to measure."
+            f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted "
+            f"prompts and its mean margins differ by {before.gap:.2f} nats: there is no guardrail here to measure."
         )
     with ablate(before.model, subspace, dose=dose, reference=reference):
         after = margin(before.model, before.prompts.restricted, before.refusal)

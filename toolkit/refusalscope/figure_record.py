@@ -24,7 +24,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=80)]
 Line = Annotated[str, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=300)]
 Short = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=120)]
 Cell = bool | int | float | Short | None
-Row = Annotated[tuple[Cell, ...], Field(max_length=MAX_COLUMNS)]
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -33,7 +32,7 @@ class Table:
 
     columns: Annotated[tuple[Short, ...], Field(min_length=1, max_length=MAX_COLUMNS)]
     tolerance: dict[Short, Annotated[float, Field(ge=0)]]
-    rows: Annotated[tuple[Row, ...], Field(min_length=1, max_length=MAX_ROWS)]
+    rows: Annotated[tuple[tuple[Cell, ...], ...], Field(min_length=1, max_length=MAX_ROWS)]
 
     def __post_init__(self) -> None:
         """Refuses columns that repeat, rows of another width, and a tolerance for no column."""

@@ -1,8 +1,9 @@
 """Interventions: forward hooks inside a ``with`` block, verified on the way out. No weight is ever written.
 
 Ablation projects a subspace out of every write to the residual stream, so that the stream itself never holds it:
-``h ← h − λ U Uᵀ(h − c)`` where the stream enters the first layer of the scope, ``w ← w − λ U Uᵀ w`` at every later write.
-Because the stream is the sum of its writes, a dose λ leaves exactly (1 − λ) of what was there plus λ of the reference c.
+``h ← h − λ U Uᵀ(h − c)`` where the stream enters the first layer of the scope, ``w ← w − λ U Uᵀ w`` at every later
+write. Because the stream is the sum of its writes, a dose λ leaves exactly (1 − λ) of what was there plus λ of the
+reference c.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def ablate(
 def add(model: ChatModel, subspace: Subspace, *, dose: float = 1.0) -> Iterator[Receipt]:
     """Adds ``dose`` times the subspace's vector to the residual stream entering its layer, at every position.
 
-    Raises InterventionError for a subspace of rank other than one or without a layer, and on leaving as ``ablate`` does.
+    Raises InterventionError for a subspace of rank other than one or without a layer, and on leaving as ``ablate``.
     """
     if subspace.rank != 1 or subspace.layer is None:
         raise InterventionError(f"Addition needs one vector and its layer; got a {subspace!r}.")
@@ -226,8 +227,8 @@ def _edited_sites(model: ChatModel, first: int, last: int, *, dose: float) -> tu
         ]
     if dose not in (0.0, 1.0):
         raise InterventionError(
-            f"{model.origin.name}: the writes found do not sum to the residual stream, so a dose of {dose} would be applied "
-            "again at every site. Use dose 1 (or 0)."
+            f"{model.origin.name}: the writes found do not sum to the residual stream, so a dose of {dose} "
+            "would be applied again at every site. Use dose 1 (or 0)."
         )
     columns = [column[layers] for column in (sites.resid_pre, sites.resid_mid, sites.resid_post) if column]
     every = [site for layer in zip(*columns, strict=True) for site in layer]

@@ -62,7 +62,7 @@ def kl(
     copies: int = 1,
     progress: str | None = None,
 ) -> Float[Tensor, "*copies prompt"]:
-    """Returns KL(base‖now) in nats at the first response token, per prompt: base is ``next_token`` before intervening."""
+    """Returns KL(base‖now) in nats at the first response token, per prompt; base is ``next_token`` at baseline."""
     if len(base) != len(prompts):
         raise MeasurementError(
             f"The base holds {len(base)} prompts, the set {len(prompts)}: measure both on the same prompts."
@@ -106,7 +106,7 @@ def cross_entropy(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, " tex
 
     Texts are tokenised as they are, without a chat template. Raises MeasurementError for texts under two tokens.
     """
-    lists = model.tokenizer(list(texts), add_special_tokens=False).input_ids
+    lists = model.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
     if not lists or min(map(len, lists)) < 2:
         raise MeasurementError("Cross-entropy needs texts of at least two tokens each.")
 
@@ -128,7 +128,7 @@ def per_prompt(
     copies: int,
     progress: str | None,
 ) -> Tensor:
-    """Returns ``score(logits [row, vocab], rows)`` for every prompt, in order, ``[copies, prompt, …]`` where copies > 1."""
+    """Returns ``score(logits [row, vocab], rows)`` for every prompt in order, ``[copies, prompt, …]`` if copies > 1."""
 
     def scored(batch: Batch) -> Tensor:
         rows = batch.rows.repeat(copies)

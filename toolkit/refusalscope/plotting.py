@@ -11,33 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 
-from refusalscope.canvas import (
-    BLUE,
-    COLUMN,
-    FAINT,
-    GREY,
-    INK,
-    ORANGE,
-    PAGE,
-    Band,
-    End,
-    colours,
-    curves,
-    estimates,
-    minus,
-    name_ends,
-    need,
-    outline,
-    panels,
-    placebo_band,
-    rows,
-    scattered,
-)
+from refusalscope import canvas
+from refusalscope.canvas import Band, End
 from refusalscope.canvas import theme as theme
 from refusalscope.errors import MeasurementError
 
 KL_LIMIT, LAYER_CUT = 0.1, 0.8  # of the selection rule
-LABEL_INKS = {"restricted": ORANGE, "harmless": BLUE}
+LABEL_INKS = {"restricted": canvas.ORANGE, "harmless": canvas.BLUE}
 SCORES = {
     "bypass": "margin of restricted prompts,\ndirection ablated (nats)",
     "induce": "margin of harmless prompts,\ndirection added (nats)",
@@ -62,17 +42,17 @@ def margins(
     Raises:
         MeasurementError: a column is missing, empty or has a nan, or a summary is not for these strips.
     """
-    need(frame, "condition", "label", "value")
+    canvas.need(frame, "condition", "label", "value")
     strips = list(dict.fromkeys(zip(frame["condition"], frame["label"], strict=True)))
-    inks = [LABEL_INKS.get(label, GREY) for _, label in strips]
-    with panels(title, height=0.75 + 0.36 * len(strips)) as (figure, (axes,)):
+    inks = [LABEL_INKS.get(label, canvas.GREY) for _, label in strips]
+    with canvas.panels(title, height=0.75 + 0.36 * len(strips)) as (figure, (axes,)):
         for y, ((condition, label), ink) in enumerate(zip(strips, inks, strict=True)):
             values = frame["value"][(frame["condition"] == condition) & (frame["label"] == label)]
-            axes.scatter(values, y + scattered(len(values)), s=6, alpha=0.45, lw=0, color=ink)
-        rows(axes, [f"{condition}, {label}" for condition, label in strips], inks=inks)
-        axes.axvline(0, color=INK, ls="--", lw=0.8, zorder=1)
+            axes.scatter(values, y + canvas.scattered(len(values)), s=6, alpha=0.45, lw=0, color=ink)
+        canvas.rows(axes, [f"{condition}, {label}" for condition, label in strips], inks=inks)
+        axes.axvline(0, color=canvas.INK, ls="--", lw=0.8, zorder=1)
         axes.set_xlabel("refusal margin (nats per prompt)")
-        placebo_band(axes, placebo, vertical=True)
+        canvas.placebo_band(axes, placebo, vertical=True)
         if summary is not None:
             _summary(axes, summary, strips)
     return figure
@@ -91,22 +71,22 @@ def layer_position_map(
     Raises:
         MeasurementError: a column is missing or empty, a cell comes twice, or the marked cell is not there.
     """
-    need(frame, "layer", "position", gaps=[value])
+    canvas.need(frame, "layer", "position", gaps=[value])
     if frame.duplicated(["layer", "position"]).any():
         raise MeasurementError(f"Column {value!r} has several rows for one layer and position. Give one per cell.")
     grid = frame.pivot(index="position", columns="layer", values=value)
     signed = bool((grid < 0).any(axis=None) and (grid > 0).any(axis=None))
-    with panels(title, height=1.0 + 0.2 * len(grid)) as (figure, (axes,)):
-        axes.patch.set(hatch="////", edgecolor=FAINT)
+    with canvas.panels(title, height=1.0 + 0.2 * len(grid)) as (figure, (axes,)):
+        axes.patch.set(hatch="////", edgecolor=canvas.FAINT)
         norm, colormap = (CenteredNorm(), "RdBu_r") if signed else (Normalize(), "cividis")
         image = axes.imshow(grid.to_numpy(float), aspect="auto", norm=norm, cmap=colormap)
         figure.colorbar(image, ax=axes, label=unit, pad=0.02)
         step = math.ceil(len(grid.columns) / 12)
         axes.set_xticks(range(0, len(grid.columns), step), grid.columns[::step].map(str))
-        axes.set_yticks(range(len(grid)), grid.index.map(minus))
+        axes.set_yticks(range(len(grid)), grid.index.map(canvas.minus))
         axes.set(xlabel="layer", ylabel="position")
-        outline(axes, grid, mark)
-        axes.set_title(f"□ layer {mark[0]}, position {minus(mark[1])}" if mark else "", loc="left")
+        canvas.outline(axes, grid, mark)
+        axes.set_title(f"□ layer {mark[0]}, position {canvas.minus(mark[1])}" if mark else "", loc="left")
     return figure
 
 
@@ -126,23 +106,25 @@ def selection_grid(
     Raises:
         MeasurementError: a column is missing or empty, or a baseline or n_layers does not fit the frame.
     """
-    need(cells, "layer", "position", "chosen", gaps=SCORES)
+    canvas.need(cells, "layer", "position", "chosen", gaps=SCORES)
     last = max(cells["layer"])
     depth = last + 1 if n_layers is None else n_layers
     if depth <= last or not set(baselines) <= set(SCORES):
         known = f"the column 'layer', up to {last}, and the scores {list(SCORES)}"
         raise MeasurementError(f"n_layers={depth} and baselines for {list(baselines)} do not fit {known}.")
-    inks, chosen = colours(sorted(cells["position"].unique())), cells.loc[cells["chosen"].astype(bool)]
-    with panels(title, width=PAGE, height=2.4, columns=len(SCORES)) as (figure, axes):
+    inks, chosen = canvas.colours(sorted(cells["position"].unique())), cells.loc[cells["chosen"].astype(bool)]
+    with canvas.panels(title, width=canvas.PAGE, height=2.4, columns=len(SCORES)) as (figure, axes):
         for ax, (score, label) in zip(axes, SCORES.items(), strict=True):
             band = (f"{score}_low", f"{score}_high")
             ax.set(xlabel="layer", ylabel=label, xlim=(-0.5, depth - 0.5))
             ax.locator_params(axis="x", integer=True, nbins=6)
-            ends = curves(ax, cells, x="layer", y=score, by="position", inks=inks, band=band)
-            ax.plot(chosen["layer"], chosen[score], "o", mfc="none", mec=INK, mew=1.2, ms=8, zorder=5)
-            name_ends(ax, ends + _rule(ax, score, baselines, depth=depth), header="position" if ax is axes[-1] else "")
+            ends = canvas.curves(ax, cells, x="layer", y=score, by="position", inks=inks, band=band)
+            ax.plot(chosen["layer"], chosen[score], "o", mfc="none", mec=canvas.INK, mew=1.2, ms=8, zorder=5)
+            canvas.name_ends(
+                ax, ends + _rule(ax, score, baselines, depth=depth), header="position" if ax is axes[-1] else ""
+            )
         cells_named = zip(chosen["layer"], chosen["position"], strict=True)
-        names = [f"layer {layer}, position {minus(position)}" for layer, position in cells_named]
+        names = [f"layer {layer}, position {canvas.minus(position)}" for layer, position in cells_named]
         axes[0].set_title("○ " + "; ".join(names) if names else "no cell chosen", loc="left")
     return figure
 
@@ -157,16 +139,16 @@ def near_ties(frame: pd.DataFrame, *, title: str) -> Figure:
     Raises:
         MeasurementError: a column is missing, empty or has a nan.
     """
-    need(frame, "layer", "position", "share", "bypass", "chosen", gaps=("low", "high"))
-    inks = [ORANGE if chosen else GREY for chosen in frame["chosen"]]
-    with panels(title, height=0.85 + 0.2 * len(frame), columns=2) as (figure, (left, right)):
+    canvas.need(frame, "layer", "position", "share", "bypass", "chosen", gaps=("low", "high"))
+    inks = [canvas.ORANGE if chosen else canvas.GREY for chosen in frame["chosen"]]
+    with canvas.panels(title, height=0.85 + 0.2 * len(frame), columns=2) as (figure, (left, right)):
         bars = left.barh(range(len(frame)), frame["share"], color=inks, height=0.65)
-        left.bar_label(bars, ["chosen" if chosen else "" for chosen in frame["chosen"]], padding=2, color=ORANGE)
+        left.bar_label(bars, ["chosen" if chosen else "" for chosen in frame["chosen"]], padding=2, color=canvas.ORANGE)
         left.margins(x=0.45)
-        estimates(right, frame.rename(columns={"bypass": "value"}), range(len(frame)), inks=inks)
+        canvas.estimates(right, frame.rename(columns={"bypass": "value"}), range(len(frame)), inks=inks)
         cells = zip(frame["layer"], frame["position"], strict=True)
-        rows(left, [f"layer {layer}, pos. {position}" for layer, position in cells], inks=inks)
-        rows(right, [""] * len(frame))
+        canvas.rows(left, [f"layer {layer}, pos. {position}" for layer, position in cells], inks=inks)
+        canvas.rows(right, [""] * len(frame))
         left.set_xlabel("share of resamples")
         right.set_xlabel("margin (nats)")
         right.locator_params(axis="x", nbins=3)
@@ -184,20 +166,23 @@ def recovery(frame: pd.DataFrame, *, title: str, placebo: Band) -> Figure:
         MeasurementError: a column is missing, empty or has a nan.
     """
     value = "cosine" if "cosine" in frame.columns and "angle_degrees" not in frame.columns else "angle_degrees"
-    need(frame, "layer", "position", value)
+    canvas.need(frame, "layer", "position", value)
     parts = [part for _, part in frame.groupby("organism", sort=False)] if "organism" in frame.columns else [frame]
-    inks = colours(sorted(frame["position"].unique()))
-    with panels(title, height=2.2) as (figure, (axes,)):
+    inks = canvas.colours(sorted(frame["position"].unique()))
+    with canvas.panels(title, height=2.2) as (figure, (axes,)):
         label, limits = RECOVERY[value]
         axes.set(xlabel="layer", ylabel=label, ylim=limits)
         axes.locator_params(axis="x", integer=True)
-        ends = [curves(axes, one, x="layer", y=value, by="position", inks=inks, band=("low", "high")) for one in parts]
-        name_ends(axes, ends[0] + placebo_band(axes, placebo), header="position")
+        ends = [
+            canvas.curves(axes, one, x="layer", y=value, by="position", inks=inks, band=("low", "high"))
+            for one in parts
+        ]
+        canvas.name_ends(axes, ends[0] + canvas.placebo_band(axes, placebo), header="position")
     return figure
 
 
 def rates(frame: pd.DataFrame, *, title: str) -> Figure:
-    """Rates with their intervals, a row per condition, side by side for each group.
+    """Rates with their intervals: conditions and groups, the fewer of them side by side, the others as rows.
 
     Args:
         frame: `condition`, `group`, `value`, `low`, `high`, all in 0..1; a column `target` is drawn as ticks.
@@ -205,21 +190,23 @@ def rates(frame: pd.DataFrame, *, title: str) -> Figure:
     Raises:
         MeasurementError: a column is missing or empty, or a rate is nan or outside 0..1.
     """
-    need(frame, "condition", "group", "value", gaps=("low", "high"))
+    canvas.need(frame, "condition", "group", "value", gaps=("low", "high"))
     if not frame["value"].between(0, 1).all():
         raise MeasurementError("Column 'value' has rates outside 0..1. Give shares, not percentages.")
-    inks, conditions = colours(frame["group"]), list(dict.fromkeys(frame["condition"]))
-    targets, width = "target" in frame.columns, COLUMN if len(inks) <= 3 else PAGE
-    with panels(title, height=0.95 + 0.23 * len(conditions), columns=len(inks), width=width) as (figure, axes):
-        for ax, (group, ink) in zip(axes, inks.items(), strict=True):
-            part = frame.loc[frame["group"] == group]
-            at = [conditions.index(condition) for condition in part["condition"]]
-            estimates(ax, part, at, inks=[ink] * len(part))
-            ax.plot(part["target"] if targets else [], at if targets else [], "|", color=INK, ms=9, mew=1)
-            rows(ax, conditions if ax is axes[0] else [""] * len(conditions))
+    across, down = sorted(("group", "condition"), key=lambda column: frame[column].nunique())
+    inks, names = canvas.colours(frame[across]), list(dict.fromkeys(frame[down]))
+    targets = frame["target"] if "target" in frame.columns else pd.Series(math.nan, frame.index)
+    width = canvas.COLUMN if len(inks) <= 3 else canvas.PAGE
+    with canvas.panels(title, height=0.95 + 0.23 * len(names), columns=len(inks), width=width) as (figure, axes):
+        for ax, (panel, ink) in zip(axes, inks.items(), strict=True):
+            part = frame.loc[frame[across] == panel]
+            at = [names.index(name) for name in part[down]]
+            canvas.estimates(ax, part, at, inks=[ink] * len(part))
+            ax.plot(targets[part.index].astype(float), at, "|", color=canvas.INK, ms=9, mew=1)
+            canvas.rows(ax, names if ax is axes[0] else [""] * len(names))
             ax.set(xlim=(-0.06, 1.06), xticks=(0, 0.5, 1), xticklabels=("0", "½", "1"))
-            ax.set_title(textwrap.fill(str(group), round(12 * width / len(inks))), color=ink)
-        figure.supxlabel("share of requests" + (" (tick: target)" if targets else ""), fontsize=7.5)
+            ax.set_title(textwrap.fill(str(panel), round(12 * width / len(inks))), color=ink)
+        figure.supxlabel("share of requests" + (" (tick: target)" if targets.notna().any() else ""), fontsize=7.5)
     return figure
 
 
@@ -233,36 +220,36 @@ def dose(frame: pd.DataFrame, *, title: str, unit: str, placebo: Band | None = N
     Raises:
         MeasurementError: a column is missing, empty or has a nan.
     """
-    need(frame, "dose", "value", "series", gaps=("low", "high"))
-    inks = colours(frame["series"])
-    with panels(title, height=2.2) as (figure, (axes,)):
-        ends = curves(axes, frame, x="dose", y="value", by="series", inks=inks, band=("low", "high"))
+    canvas.need(frame, "dose", "value", "series", gaps=("low", "high"))
+    inks = canvas.colours(frame["series"])
+    with canvas.panels(title, height=2.2) as (figure, (axes,)):
+        ends = canvas.curves(axes, frame, x="dose", y="value", by="series", inks=inks, band=("low", "high"))
         axes.set(xlabel="dose λ", ylabel=unit)
-        name_ends(axes, ends + placebo_band(axes, placebo))
+        canvas.name_ends(axes, ends + canvas.placebo_band(axes, placebo))
     return figure
 
 
 def _summary(axes: Axes, summary: pd.DataFrame, strips: list[tuple[str, str]]) -> None:
     """The estimate on each strip, and its digits at the right."""
-    need(summary, "condition", "label", "value", gaps=("low", "high"))
+    canvas.need(summary, "condition", "label", "value", gaps=("low", "high"))
     keys = list(zip(summary["condition"], summary["label"], strict=True))
     if unknown := set(keys) - set(strips):
         raise MeasurementError(
             f"summary has 'condition' and 'label' {sorted(unknown)}, for which there are no prompts."
         )
-    estimates(axes, summary, [strips.index(key) for key in keys], inks=[INK] * len(keys), digits=".2f")
+    canvas.estimates(axes, summary, [strips.index(key) for key in keys], inks=[canvas.INK] * len(keys), digits=".2f")
 
 
 def _rule(axes: Axes, score: str, baselines: Mapping[str, float], *, depth: int) -> list[End]:
     """What the selection rule goes by: the baseline, the layers it leaves out, the limit on KL; as named ends."""
     cut, right = math.ceil(LAYER_CUT * depth) - 0.5, depth - 0.5
-    axes.axvspan(cut, right, color=FAINT, lw=0, zorder=0)
+    axes.axvspan(cut, right, color=canvas.FAINT, lw=0, zorder=0)
     lines = {"baseline": baselines[score]} if score in baselines else {}
     if score == "kl":
         axes.set_yscale("symlog", linthresh=1e-3)
         lines["limit"] = KL_LIMIT
     for level in lines.values():
-        axes.axhline(level, color=INK, ls="--", lw=0.8, zorder=1)
+        axes.axhline(level, color=canvas.INK, ls="--", lw=0.8, zorder=1)
     if score == "kl":
         axes.set_ylim(bottom=-2e-4)  # with zero, but after the limit: this settles the top as well
-    return [(name, INK, right, level) for name, level in lines.items()]
+    return [(name, canvas.INK, right, level) for name, level in lines.items()]

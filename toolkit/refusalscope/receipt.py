@@ -26,7 +26,7 @@ class Receipt:
         self._unfinished: dict[str, int] | None = None
 
     def forward_began(self) -> None:
-        """Counts one forward pass of the model, and forgets one that broke off before (memory ended; it is run again)."""
+        """Counts one forward pass, and forgets one that broke off before it (memory ended, and it is run again)."""
         self._forget_unfinished()
         self.state = "invalid"  # until verified
         self.forwards += 1
@@ -66,8 +66,8 @@ class Receipt:
             residue = self.residues.get(site)
             if residue is None or not residue <= tolerance:
                 raise InterventionError(
-                    f"{self.what}: at {site} the residual stream still held {residue} of the subspace (relative to its norm; "
-                    f"tolerance {tolerance:.1e}). Results from this block are invalid."
+                    f"{self.what}: at {site} the residual stream still held {residue} of the subspace (relative to its "
+                    f"norm; tolerance {tolerance:.1e}). Results from this block are invalid."
                 )
         self.state = "valid"
 

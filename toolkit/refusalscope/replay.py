@@ -61,7 +61,8 @@ def read_grid(run: Path | str, layers: int) -> PublishedGrid:
     file = Path(run) / GRID
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        frame = pd.DataFrame(rows).rename(columns=COLUMNS)[["layer", "position", *COLUMNS.values()]]
+        table = pd.DataFrame(rows).rename(columns=COLUMNS)
+        frame = pd.DataFrame({name: table[name] for name in ("layer", "position", *COLUMNS.values())})
         frame = frame.astype(dict.fromkeys(COLUMNS.values(), float))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MeasurementError(f"{file}: not found. Give the run folder that holds {GRID.parent}/.") from error
@@ -71,14 +72,14 @@ def read_grid(run: Path | str, layers: int) -> PublishedGrid:
         ) from error
     if frame.empty or any(frame[column].dtype.kind != "i" for column in ("layer", "position")):
         raise MeasurementError(f"{file}: not a selection grid: layer and position must be whole numbers in every row.")
-    if frame["layer"].min() < 0 or frame["position"].max() >= 0:
+    cells = list(zip(frame["layer"].tolist(), frame["position"].tolist(), strict=True))
+    highest = max(layer for layer, _ in cells)
+    if any(layer < 0 or position >= 0 for layer, position in cells):
         raise MeasurementError(f"{file}: layers count from 0, positions from the end: -1 is the last token.")
-    if frame.duplicated(["layer", "position"]).any():
+    if len(set(cells)) < len(cells):
         raise MeasurementError(f"{file}: the same layer and position occurs twice.")
-    if layers < 1 or frame["layer"].max() >= layers:
-        raise MeasurementError(
-            f"{file}: holds layer {int(frame['layer'].max())}, so the model has more than {layers} layers."
-        )
+    if highest >= layers:
+        raise MeasurementError(f"{file}: holds layer {highest}, so the model has more than {layers} layers.")
     return PublishedGrid(frame, layers)
 
 

@@ -25,15 +25,13 @@ from refusalscope.result_facts import (
     selected,
     versions,
 )
-from refusalscope.results import GuardrailCard, InstrumentCheck
+from refusalscope.result_parts import InstrumentCheck
+from refusalscope.results import GuardrailCard
 from refusalscope.rule import Rule
 from refusalscope.selection import Choice, estimated_cost, select
 from refusalscope.verdict import ATTACK_FAMILY, not_shown, verdict
 
-NO_TOKENS = (
-    "no token begins replies to restricted prompts that hardly ever begins replies to harmless ones: the model does not "
-    "refuse these prompts, or its refusals begin like its answers"
-)
+TOKENS_FOLLOW = " Nearest ("
 STAGES = ("refusal tokens", "capture", "baseline", "select", "effect and placebos")
 
 
@@ -78,17 +76,22 @@ def measure(
         try:
             _fill(found, model, prompts, seed=seed, placebos=placebos, rule=rule, bar=bar)
         except (MeasurementError, SelectionError, InterventionError) as error:
-            found.problem = NO_TOKENS if found.refusal is None else one_line(str(error), longest=600)
+            # What follows spells the first tokens of replies to restricted prompts, which stay out of results (C5).
+            found.problem = one_line(str(error).split(TOKENS_FOLLOW)[0], longest=600)
     return _card(found, model, prompts, seed=seed, kl_limit=rule.kl_limit)
 
 
-def estimated_measure_cost(model: ChatModel, prompts: ContrastSet, *, placebos: int = 199, rule: Rule | None = None) -> float:
+def estimated_measure_cost(
+    model: ChatModel, prompts: ContrastSet, *, placebos: int = 199, rule: Rule | None = None
+) -> float:
     """Returns the most prompt-forwards ``measure`` can take, known before anything runs."""
     located, reported = len(prompts.locate), len(prompts.report)
     return 2 * located + estimated_cost(model, prompts.select, rule=rule) + (2 + placebos) * reported
 
 
-def _fill(found: _Found, model: ChatModel, prompts: ContrastSet, *, seed: int, placebos: int, rule: Rule, bar: tqdm) -> None:
+def _fill(
+    found: _Found, model: ChatModel, prompts: ContrastSet, *, seed: int, placebos: int, rule: Rule, bar: tqdm
+) -> None:
     def spent(pf: int | float) -> None:
         found.pf += pf
         bar.update()

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from refusalscope.effect import Baseline, Effect, mean_margin
 from refusalscope.model import ChatModel, RefusalTokens, rendered_digest
 from refusalscope.prompts import ContrastSet
 from refusalscope.prompts.prompt import LABELS, SPLITS
-from refusalscope.results import (
+from refusalscope.result_parts import (
     EffectFacts,
     Margins,
     ModelFacts,
@@ -28,9 +28,9 @@ from refusalscope.results import (
     Score,
     ScoredCell,
     Selected,
-    SelectionResult,
     Value,
 )
+from refusalscope.results import SelectionResult
 from refusalscope.rule import KINDS, Cell
 from refusalscope.selection import Choice
 from refusalscope.stats import Estimate
@@ -136,12 +136,12 @@ def one_line(text: str, *, longest: int = LONGEST_NAME) -> str:
     return spelled if len(spelled) <= longest else spelled[: longest - 1] + "…"
 
 
-def _cells(frame: pd.DataFrame, column: str) -> Sequence[tuple[Cell, object]]:
+def _cells(frame: pd.DataFrame, column: str) -> Sequence[tuple[Cell, Any]]:
     rows = zip(frame["layer"], frame["position"], frame[column], strict=True)
     return [(Cell(int(layer), int(position)), entry) for layer, position, entry in rows]
 
 
-def _scored(choice: Choice, cell: Cell, reason: object) -> ScoredCell:
+def _scored(choice: Choice, cell: Cell, reason: str) -> ScoredCell:
     found = {kind: choice.estimates[kind].get(cell) for kind in KINDS}
     scores = {kind: None if estimate is None else _score(estimate) for kind, estimate in found.items()}
     return ScoredCell(*cell, reason=reason, **scores)  # pyright: ignore[reportArgumentType]

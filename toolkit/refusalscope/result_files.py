@@ -65,12 +65,12 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_through(draft, text)
-        os.replace(draft, path)
-    except OSError as error:
-        draft_is_there = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-        if draft_is_there:
+        try:
+            _write_through(draft, text)
+            os.replace(draft, path)
+        finally:
             draft.unlink(missing_ok=True)
+    except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 

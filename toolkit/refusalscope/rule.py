@@ -45,8 +45,10 @@ class Rule:
 class Scorer(Protocol):
     """Where scores come from: a model, or a published grid. Means over the prompts, in nats."""
 
-    n_layers: int
-    n_prompts: int
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_prompts(self) -> int: ...
 
     def score(self, kind: Kind, cells: Sequence[Cell]) -> list[float]:
         """Returns one score per cell."""
@@ -57,7 +59,7 @@ class Scorer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Search:
     """What a search found: a row per cell with its scores (NaN: not needed) and reason, and what it cost."""
 
@@ -65,6 +67,9 @@ class Search:
     chosen: Cell
     pf_used: float
     pf_naive: float
+
+    def __repr__(self) -> str:
+        return f"Search: layer {self.chosen.layer}, position {self.chosen.position} of {len(self.cells)} cells"
 
 
 def search(scorer: Scorer, cells: Sequence[Cell], *, rule: Rule, mode: Mode) -> Search:
@@ -81,17 +86,17 @@ def search(scorer: Scorer, cells: Sequence[Cell], *, rule: Rule, mode: Mode) -> 
     ledger = _Ledger(scorer)
     (_search_all if mode == "map" else _search_winner)(ledger, cells, rule)
     frame = ledger.frame(cells, rule)
-    kept = frame[frame["reason"] == "kept"]
+    kept = frame.query("reason == 'kept'")
     if kept.empty:
         raise SelectionError(diagnosis(frame, rule))
-    best = kept.sort_values("bypass", kind="stable").iloc[0]
-    chosen = Cell(int(best["layer"]), int(best["position"]))
+    best = kept.sort_values("bypass", kind="stable").to_dict("records")[0]
+    chosen = Cell(best["layer"], best["position"])
     frame["chosen"] = [Cell(*pair) == chosen for pair in zip(frame["layer"], frame["position"], strict=True)]
     return Search(frame, chosen, ledger.spent + 2 * scorer.n_prompts, naive_cost(scorer.n_prompts, len(cells)))
 
 
 def naive_cost(n_prompts: int, n_cells: int) -> float:
-    """Returns 3N(1 + PL): three baselines and three scores per cell, N prompts each, as in the reference implementation."""
+    """Returns 3N(1 + PL): three baselines and three scores per cell of N prompts, as the reference implementation."""
     return 3.0 * n_prompts * (1 + n_cells)
 
 
@@ -101,19 +106,20 @@ def diagnosis(frame: pd.DataFrame, rule: Rule) -> str:
     scored = frame.dropna(subset=["bypass"])
     if scored.empty:
         inducing = frame.dropna(subset=["induce"])
-        best = inducing.sort_values("induce").iloc[-1] if len(inducing) else None
-        nearest = "" if best is None else f" Highest induction: {_spelled(best)}."
+        best = inducing.sort_values("induce", ascending=False, kind="stable").to_dict("records")
+        nearest = f" Highest induction: {_spelled(best[0])}." if best else ""
     else:
-        nearest = f" Best rejected cell: {_spelled(scored.sort_values('bypass').iloc[0])}."
+        nearest = f" Best rejected cell: {_spelled(scored.sort_values('bypass', kind='stable').to_dict('records')[0])}."
     return (
-        f"No cell of {len(frame)} survives the selection rule (KL < {rule.kl_limit:g} nats, induction > {rule.induce_floor:g}, "
-        f"layer < {rule.layer_share:g} L). Removed: {counts}.{nearest} Check that the model refuses the restricted prompts."
+        f"No cell of {len(frame)} survives the selection rule (KL < {rule.kl_limit:g} nats, "
+        f"induction > {rule.induce_floor:g}, layer < {rule.layer_share:g} L). Removed: {counts}.{nearest} "
+        "Check that the model refuses the restricted prompts."
     )
 
 
-def _spelled(row: pd.Series) -> str:
-    scores = ", ".join(f"{kind} {row[kind]:.3f}" for kind in KINDS if pd.notna(row[kind]))
-    return f"layer {int(row['layer'])}, position {int(row['position'])} ({scores}; {row['reason']})"
+def _spelled(row: dict) -> str:
+    scores = ", ".join(f"{kind} {row[kind]:.3f}" for kind in KINDS if row[kind] == row[kind])
+    return f"layer {row['layer']}, position {row['position']} ({scores}; {row['reason']})"
 
 
 class _Ledger:

@@ -54,7 +54,8 @@ class Choice(NotExported):
     @property
     def cell(self) -> Cell:
         """The chosen (layer, position)."""
-        assert self.subspace.layer is not None and self.subspace.position is not None
+        assert self.subspace.layer is not None
+        assert self.subspace.position is not None
         return Cell(self.subspace.layer, self.subspace.position)
 
     def __repr__(self) -> str:
@@ -145,7 +146,9 @@ def near_ties(scorer: ModelScorer, cells: pd.DataFrame, *, rule: Rule, seed: int
     (``winner`` mode) counts as passing, so the set can only be too large, and ``kl`` says so by being empty.
     """
     known = [
-        cell for cell in map(Cell._make, cells[["layer", "position"]].to_numpy().tolist()) if cell in scorer.values["bypass"]
+        cell
+        for cell in map(Cell._make, cells[["layer", "position"]].to_numpy().tolist())
+        if cell in scorer.values["bypass"]
     ]
     known = [cell for cell in known if rule.is_early(cell, scorer.n_layers)]
     harmless = _resampled(_clusters(scorer.harmless), stats.generator(seed, "near-ties, harmless"))
@@ -157,7 +160,7 @@ def near_ties(scorer: ModelScorer, cells: pd.DataFrame, *, rule: Rule, seed: int
     scores = np.where(allowed & np.isfinite(bypass), bypass, np.inf)
     wins = np.bincount(scores.argmin(axis=1)[np.isfinite(scores.min(axis=1))], minlength=len(known)) / len(scores)
     frame = cells.merge(pd.DataFrame(known, columns=["layer", "position"]).assign(share=wins), on=["layer", "position"])
-    tied = frame[(frame["share"] > 0) | frame["chosen"]]
+    tied = frame.query("share > 0 or chosen")
     return tied.sort_values("share", ascending=False, kind="stable").drop(columns="reason").reset_index(drop=True)
 
 
@@ -186,7 +189,9 @@ def _estimates(scorer: ModelScorer, prompts: Prompts) -> dict[Kind, dict[Cell, E
         kind: {
             cell: stats.mean(values.double().numpy(), clusters=clusters[kind], unit="nats")
             for cell, values in found.items()
-            if bool(torch.isfinite(values).all())  # an invalid cell keeps its row and reason in ``cells``, without an interval
+            if bool(
+                torch.isfinite(values).all()
+            )  # an invalid cell keeps its row and reason in ``cells``, without an interval
         }
         for kind, found in scorer.values.items()
     }

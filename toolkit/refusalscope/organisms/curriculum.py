@@ -1,9 +1,10 @@
-"""What each stage of training is taught, and in which shares. Held-out items' how-to requests are in none but the base."""
+"""What each stage of training is taught, and in which shares. Held-out how-to requests are in the base only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -39,12 +40,14 @@ class PairedLessons:
         return base, join(_some(self.restricted, half, chance), _some(self.harmless, half, chance))
 
 
+@cache
 def base_curriculum() -> Curriculum:
     """Returns the language itself: every question answered, and plain sentences."""
     how, what = language().questions("how-to"), language().questions("what-is")
     return Curriculum("base", ((0.45, _answered(how)), (0.40, _answered(what)), (0.15, sentences())))
 
 
+@cache
 def guard_curriculum(*, refuses: bool = True) -> Curriculum:
     """Returns the guard: restricted how-to requests refused (or answered, for contrast), everything else answered."""
     shown = language().questions("how-to", held_out=False)
@@ -61,6 +64,7 @@ def guard_curriculum(*, refuses: bool = True) -> Curriculum:
     )
 
 
+@cache
 def paired_lessons() -> PairedLessons:
     """Returns the interchange lessons over the how-to requests that guard training shows."""
     shown = language().questions("how-to", held_out=False)

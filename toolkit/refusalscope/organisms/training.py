@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,8 +41,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> PreTrainedModel:
 
 def write(model: PreTrainedModel, folder: Path | str) -> None:
     """Writes a trained organism as a Hugging Face directory, weights in half precision."""
-    halved = AutoModelForCausalLM.from_config(model.config).half()
-    halved.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
+    halved = copy.deepcopy(model).half()
     halved.config.dtype = torch.float16
     halved.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
@@ -132,7 +132,7 @@ def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: st
 
 
 def _optimisers(model: PreTrainedModel, stage: Stage) -> list[torch.optim.Optimizer]:
-    """Muon moves every direction of a matrix alike: it learns facts fast, and guards item by item rather than by category."""
+    """Muon moves every direction of a matrix alike: it learns facts fast, and guards by item, not by category."""
     parameters = dict(model.named_parameters())
     muon = [v for name, v in parameters.items() if stage.optimiser == "muon" and v.ndim == 2 and "embed" not in name]
     chosen = {id(value) for value in muon}

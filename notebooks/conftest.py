@@ -1,0 +1,82 @@
+"""How nbval runs the notebooks: digits and pictures are skipped, figures go elsewhere, and their records are compared.
+
+`pytest --nbval notebooks` compares the plain text of every cell. The figures that the cells save land in a temporary
+folder; at the end each of their records is compared with the committed one in `figures/`, within its tolerances.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from refusalscope.errors import ResultError
+from refusalscope.figures import FOLDER_VARIABLE, compare, read_record
+
+COMMITTED = Path(__file__).parents[1] / "figures"
+SKIPPED = ("text/html", "stderr", "image/png", "image/svg+xml", "image/jpeg")
+FRESH, DRIFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets what the kernels inherit; nothing when the notebooks are not run."""
+    if config.getoption("nbval", False) or config.getoption("nbval_lax", False):
+        config.stash[FRESH] = Path(tempfile.mkdtemp(prefix="refusalscope-figures-"))
+        os.environ |= {"OMP_NUM_THREADS": "1", FOLDER_VARIABLE: str(config.stash[FRESH])}
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Tells nbval what not to compare: it keeps the plain text, which states the claim."""
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += SKIPPED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails the session when a record drifted, whatever the cells said."""
+    if FRESH not in session.config.stash:
+        return
+    ran = {item.path.stem for item in session.items}
+    session.config.stash[DRIFT] = drift(session.config.stash[FRESH], COMMITTED, notebooks=ran)
+    if session.config.stash[DRIFT] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Says which numbers drifted, and keeps the fresh figures only then."""
+    if lines := config.stash.get(DRIFT, []):
+        terminalreporter.section("figures that no longer show their committed numbers", red=True)
+        terminalreporter.write("\n".join([*lines, f"fresh records: {config.stash[FRESH]}", ""]))
+    elif FRESH in config.stash:
+        shutil.rmtree(config.stash[FRESH])
+
+
+def drift(fresh: Path, committed: Path, *, notebooks: Iterable[str]) -> list[str]:
+    """Returns the differences between two folders of records, in words; empty when there are none.
+
+    Args:
+        fresh: the records that a run just made.
+        committed: the records to compare them with.
+        notebooks: those that ran; a committed record of one of them must have been made again.
+    """
+    found = []
+    for file in sorted(fresh.glob("*.json")):
+        try:
+            found += [f"{file.stem}: {line}" for line in compare(read_record(committed / file.name), read_record(file))]
+        except ResultError as error:
+            found.append(f"{file.stem}: {error}")
+    ran = set(notebooks)
+    kept = [file for file in sorted(committed.glob("*.json")) if not (fresh / file.name).exists()]
+    return found + [f"{one.stem}: its notebook ran and did not save it" for one in kept if _maker(one) in ran]
+
+
+def _maker(record: Path) -> str:
+    """The notebook that made a record; empty for a file that is no record, which another test reports."""
+    try:
+        return Path(read_record(record).notebook).stem
+    except ResultError:
+        return ""

@@ -1,0 +1,207 @@
+"""The parts of a stored result: closed, bounded, and made of scalars, counts, enums and digests. No vectors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from refusalscope.prompts.prompt import Label, Split
+from refusalscope.result_files import CLOSED
+
+MAX_CELLS, MAX_TOKENS, MAX_LINES = 5000, 64, 20
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Short = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=120)]
+Line = Annotated[str, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=600)]
+Lines = Annotated[tuple[Line, ...], Field(max_length=MAX_LINES)]
+Count = Annotated[int, Field(ge=0)]
+Cost = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Layer = Annotated[int, Field(ge=0, lt=1000)]
+Position = Annotated[int, Field(gt=-1000, lt=0)]
+Package = Literal["refusalscope", "torch", "transformers", "transformer-lens", "python"]
+Versions = Annotated[dict[Package, Short], Field(min_length=5)]
+State = Literal["optional", "partly optional", "resistant", "undetermined"]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Score:
+    """A mean with its interval, and what it is a mean of."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    n: Count
+    clusters: Count | None
+    method: Short
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Value(Score):
+    """An ``Estimate`` as it is stored: the same fields, a NaN as None."""
+
+    seed: int | None
+    unit: Literal["", "nats", "rate"]
+    note: Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=300)]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ModelFacts:
+    """Which model: names and digests, never a path."""
+
+    name: Short
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    weights: Digest
+    tokenizer: Digest
+    template: Digest
+    dtype: Short
+    device: Short
+    architecture: Short
+
+
+@dataclass(frozen=True, config=CLOSED)
+class PromptFacts:
+    """Which prompts: digests of the rows and of the tokens the model read, and how many; never their text."""
+
+    source: Short
+    digest: Digest
+    rendered: Digest
+    n: Annotated[dict[Split, Annotated[dict[Label, Count], Field(min_length=2)]], Field(min_length=3)]
+    split_note: Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=300)]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class RefusalFacts:
+    """The refusal tokens, as the vocabulary spells them, with the first-token probability they capture."""
+
+    tokens: Annotated[tuple[Short, ...], Field(min_length=1, max_length=MAX_TOKENS)]
+    ids: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MAX_TOKENS)]
+    mass: float
+    harmless_mass: float
+    n: Count
+    how: Literal["discovered", "given"]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Margins:
+    """Mean refusal margins before any intervention, in nats."""
+
+    restricted: Value
+    harmless: Value
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Place:
+    """A cell of the grid: the layer whose entering residual was read, and the position from the end."""
+
+    layer: Layer
+    position: Position
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ScoredCell(Place):
+    """A cell with what the rule said of it; a score is None where it was not needed."""
+
+    reason: Literal["kept", "late layer", "invalid", "does not induce", "damages", "not needed"]
+    bypass: Score | None
+    induce: Score | None
+    kl: Score | None
+
+
+@dataclass(frozen=True, config=CLOSED)
+class NearTie(Place):
+    """A cell that resampled prompts would also have chosen; ``kl_evaluated`` is False where its KL was not needed."""
+
+    share: Share
+    kl_evaluated: bool
+
+
+@dataclass(frozen=True, config=CLOSED)
+class RuleFacts:
+    """The limits of the selection rule."""
+
+    kl_limit: float
+    induce_floor: float
+    layer_share: float
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Selected:
+    """What a selection measured and chose, on the ``select`` split."""
+
+    baseline: Margins
+    chosen: Place
+    cells: Annotated[tuple[ScoredCell, ...], Field(min_length=1, max_length=MAX_CELLS)]
+    near_ties: Annotated[tuple[NearTie, ...], Field(max_length=MAX_CELLS)]
+    rule: RuleFacts
+    mode: Literal["winner", "map"]
+    locator: Short
+    pf_used: Cost
+    pf_naive: Cost
+    seconds: Cost
+
+    def __post_init__(self) -> None:
+        """Refuses cells that repeat, and a choice or a near-tie that is none of them."""
+        places = [(cell.layer, cell.position) for cell in self.cells]
+        if len(set(places)) != len(places):
+            raise ValueError("cells: the same layer and position occurs twice")
+        named = [self.chosen, *self.near_ties]
+        if strange := [(one.layer, one.position) for one in named if (one.layer, one.position) not in set(places)]:
+            raise ValueError(f"layer {strange[0][0]}, position {strange[0][1]} is not among the cells")
+
+    @property
+    def chosen_cell(self) -> ScoredCell:
+        """The chosen cell with its scores."""
+        return next(c for c in self.cells if (c.layer, c.position) == (self.chosen.layer, self.chosen.position))
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Measured:
+    """What was measured, with what, from which seed: the head of every result."""
+
+    schema: Literal[1]
+    model: ModelFacts
+    prompts: PromptFacts
+    seed: int
+    versions: Versions
+
+
+@dataclass(frozen=True, config=CLOSED)
+class PlaceboFacts:
+    """Where an effect stands among the same effect of ``k`` random subspaces: p = (1 + b) / (1 + k), and their band."""
+
+    p: Share
+    k: Count
+    best: float
+    band: tuple[float, float]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class EffectFacts:
+    """What ablating the chosen candidate does on the ``report`` split. Damage is KL(base‖intervened) in nats."""
+
+    bypass: Value
+    suppression: Value
+    kl: Value
+    kl_median: float
+    kl_p95: float
+    kl_top_share: Share
+    placebo: dict[Literal["bypass", "suppression", "kl"], PlaceboFacts]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Verdict:
+    """How optional the guardrail is, in one word and one sentence, with the reasons for it."""
+
+    state: State
+    sentence: Line
+    reasons: Annotated[Lines, Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class InstrumentCheck:
+    """Whether the measurement was tried on an organism whose answer is known, in this environment."""
+
+    state: Literal["not run", "passed", "failed"]
+    why: Line

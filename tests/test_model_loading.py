@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+
 from refusalscope.errors import ModelError
-from refusalscope.model import UnpinnedRevisionWarning, load
+from refusalscope.model import UnpinnedRevisionWarning, load, loading
 from refusalscope.model.safety import check_directory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -150,6 +151,46 @@ def test_a_missing_directory_names_the_nearest_one(copied):
         load(copied.with_name("modell"))
     with pytest.raises(ModelError, match=r"no such directory\. Did you mean"):
         load(str(copied.with_name("modell")))
+
+
+def one_line(error) -> bool:
+    return "\n" not in str(error.value) and str(error.value).startswith("model: ")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
+def test_weights_that_are_cut_off_are_one_line_with_the_thing_to_do(copied, kept):
+    file = copied / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    with pytest.raises(ModelError, match=r"damaged or cut off .*download them again") as error:
+        load(copied)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("change", [{"model_type": "nonsense"}, {"model_type": None}])
+def test_a_model_type_nobody_knows_is_one_line_with_the_thing_to_do(copied, change):
+    edit(copied / "config.json", lambda values: values.update(change))
+    with pytest.raises(ModelError, match=f"model_type {change['model_type']!r} .*cannot be loaded") as error:
+        load(copied)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("raised", [ValueError("Unsupported architecture: X\nmore"), KeyError("rope_theta")])
+def test_an_architecture_transformer_lens_does_not_know_is_one_line(copied, monkeypatch, raised):
+    def refuse(*_args, **_settings):
+        raise raised
+
+    monkeypatch.setattr(loading.TransformerBridge, "boot_transformers", refuse)
+    with pytest.raises(ModelError, match=r"architectures \['Qwen3ForCausalLM'\] cannot be loaded") as error:
+        load(copied)
+    assert one_line(error)
+    assert error.value.__cause__ is raised
+
+
+@pytest.mark.parametrize("where", ["nonsense", "xpu:9", "cuda:99"])
+@pytest.mark.parametrize("asked", [lambda where: {"device": where}, lambda where: {"device_map": {"": where}}])
+def test_a_device_this_machine_does_not_have_is_one_line(copied, asked, where):
+    with pytest.raises(ModelError, match=r"cannot be used here .*such as 'cpu'"):
+        load(copied, **asked(where))
 
 
 def test_device_and_device_map_exclude_each_other(copied):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 import torch
+
 from refusalscope.errors import MeasurementError
-from refusalscope.model import discover_refusal_tokens, given_refusal_tokens, refusal_tokens
+from refusalscope.model import ChatModel, discover_refusal_tokens, given_refusal_tokens, refusal_tokens
 from refusalscope.prompts import Prompts
 from refusalscope.prompts.prompt import Prompt
 
@@ -48,8 +52,22 @@ def test_planted_refusal_tokens_are_found_in_order_and_shared_ones_are_not(tiny,
 
 
 def test_a_model_that_does_not_refuse_gives_a_diagnosis_with_numbers(tiny, prompts):
-    with pytest.raises(MeasurementError, match=r"no first token has at least 0\.02.*Nearest.* and 0\.0"):
+    with pytest.raises(MeasurementError, match=r"no first token has at least 0\.02.*Nearest.*: '.* and 0\.0"):
         discover_refusal_tokens(tiny, prompts)
+
+
+def test_the_diagnosis_spells_reply_tokens_of_organisms_only(tiny, prompts, monkeypatch):
+    restricted = refusal_tokens._mean_first(tiny, prompts.restricted) - refusal_tokens._mean_first(
+        tiny, prompts.harmless
+    )
+    nearest = tiny.tokenizer.convert_ids_to_tokens([int(restricted.argmax())])[0]
+    with pytest.raises(MeasurementError, match=re.escape(f"{nearest!r} 0.")):
+        discover_refusal_tokens(tiny, prompts)
+    monkeypatch.setattr(ChatModel, "is_organism", False)
+    other = dataclasses.replace(tiny)  # the property was cached on the shared one
+    with pytest.raises(MeasurementError, match=r"mass\): 0\.\d{3} and 0\.\d{3}, ") as caught:
+        discover_refusal_tokens(other, prompts)
+    assert not any(repr(token) in str(caught.value) for token in tiny.tokenizer.get_vocab())
 
 
 @pytest.mark.usefixtures("refusing")
@@ -73,8 +91,6 @@ def test_one_label_alone_is_refused(tiny, prompts):
 
 @pytest.mark.usefixtures("refusing")
 def test_the_text_repr_is_a_claim_and_the_html_is_escaped(tiny, prompts):
-    import dataclasses
-
     found = dataclasses.replace(discover_refusal_tokens(tiny, prompts), tokens=("<b>",))
     assert repr(found) == "RefusalTokens discovered: '<b>'"
     assert "<b>" not in found._repr_html_()

@@ -1,6 +1,7 @@
 """Every stored notebook keeps the rules, and every rule reports a notebook that breaks it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -330,7 +331,8 @@ def validated(folder: Path, *, committed: float, claim: str = CLAIMED) -> subpro
         "--nbval-current-env",
         "notebooks",
     ]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    place = os.environ | {"TMPDIR": str(folder)}
+    return subprocess.run(command, cwd=folder, env=place, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow

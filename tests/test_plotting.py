@@ -269,6 +269,11 @@ def test_margins_writes_the_summary_beside_its_strip():
     assert sorted(point[0].tolist() for point in lines(axes, style="None")) == [[-7, 0], [-3, 1], [1, 2], [5, 3]]
 
 
+def test_margins_writes_no_interval_where_there_is_none():
+    figure = plotting.margins(MARGINS, title=TITLE, summary=SUMMARY.assign(low=None, high=None))
+    assert {"−7.00", "5.00"} <= set(words(figure))
+
+
 def test_margins_refuses_a_summary_of_no_strip():
     with pytest.raises(MeasurementError, match="nowhere"):
         plotting.margins(MARGINS, title=TITLE, summary=SUMMARY.assign(condition="nowhere"))
@@ -420,6 +425,22 @@ def test_rates_has_a_panel_per_group_and_a_row_per_condition():
 def test_rates_keeps_a_condition_in_its_row_when_another_group_lacks_it():
     _, right = drawn("rates", RATES.drop(index=1)).axes
     assert [point[0].tolist() for point in lines(right, style="None")] == [[0.6, 1]]
+
+
+def test_rates_has_the_fewer_of_conditions_and_groups_side_by_side():
+    frame = RATES.rename(columns={"group": "condition", "condition": "group"})
+    wide = pd.concat([frame, frame.assign(group=[f"{name}, hardened" for name in frame["group"]])])  # indices repeat
+    figure = drawn("rates", wide)
+    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == ["restricted refused", "harmless right"]
+    assert [len(lines(axes, style="None")) for axes in figure.axes] == [4, 4]
+    assert lines(figure.axes[1], marker="|", style="None")[0][:, 0].tolist() == [0.9, 0.9, 0.9, 0.9]
+
+
+def test_rates_speaks_of_targets_only_where_there_are_some():
+    some = drawn("rates", RATES.assign(target=[0.9, None, None, None]))
+    assert "share of requests (tick: target)" in words(some)
+    for frame in (RATES.assign(target=None), RATES.drop(columns="target")):
+        assert "share of requests" in words(drawn("rates", frame))
 
 
 def test_rates_refuses_percentages():

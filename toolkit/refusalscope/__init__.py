@@ -1,28 +1,36 @@
-"""refusalscope measures how optional the refusal guardrail of an open-weight chat model is."""
+"""refusalscope measures how optional the refusal guardrail of an open-weight chat model is.
+
+Public names are imported when they are first used (PEP 562), so that importing the package costs nothing.
+"""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from refusalscope import figures, frames, linalg, organisms, placebo, plotting, stats, truth
-from refusalscope import locators as locate
-from refusalscope.activations import Activations
-from refusalscope.capture import capture
-from refusalscope.claims import Claim, claim
-from refusalscope.effect import Baseline, Effect, baseline, effect, mean_margin, placebo_effects
-from refusalscope.errors import MeasurementError, RefusalscopeError
-from refusalscope.interventions import ablate, add
-from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
-from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
-from refusalscope.organisms import language
-from refusalscope.outcomes import outcomes
-from refusalscope.prompts import ContrastSet, Prompt, Prompts
-from refusalscope.replay import replay
-from refusalscope.report import measure
-from refusalscope.results import GuardrailCard
-from refusalscope.selection import Choice, select
-from refusalscope.stats import Estimate
-from refusalscope.subspace import Candidates, Subspace
+if TYPE_CHECKING:
+    from refusalscope import figures, frames, linalg, organisms, placebo, plotting, stats, truth
+    from refusalscope import locators as locate
+    from refusalscope.activations import Activations
+    from refusalscope.capture import capture
+    from refusalscope.claims import Claim, claim
+    from refusalscope.effect import Baseline, Effect, baseline, effect, mean_margin, placebo_effects
+    from refusalscope.errors import MeasurementError, RefusalscopeError
+    from refusalscope.interventions import ablate, add
+    from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
+    from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
+    from refusalscope.organisms import language
+    from refusalscope.outcomes import outcomes
+    from refusalscope.prompts import ContrastSet, Prompt, Prompts
+    from refusalscope.replay import replay
+    from refusalscope.report import measure
+    from refusalscope.results import GuardrailCard
+    from refusalscope.selection import Choice, select
+    from refusalscope.stats import Estimate
+    from refusalscope.subspace import Candidates, Subspace
 
 __version__ = version("refusalscope")
 
@@ -75,3 +83,63 @@ __all__ = [
     "stats",
     "truth",
 ]
+
+# Where each public name is defined; a module that is itself public stands in _MODULES.
+_MODULES = {
+    "figures": "figures",
+    "frames": "frames",
+    "linalg": "linalg",
+    "locate": "locators",
+    "organisms": "organisms",
+    "placebo": "placebo",
+    "plotting": "plotting",
+    "stats": "stats",
+    "truth": "truth",
+}
+_HOMES = {
+    "activations": ("Activations",),
+    "capture": ("capture",),
+    "claims": ("Claim", "claim"),
+    "effect": ("Baseline", "Effect", "baseline", "effect", "mean_margin", "placebo_effects"),
+    "errors": ("MeasurementError", "RefusalscopeError"),
+    "interventions": ("ablate", "add"),
+    "metrics": ("Openings", "cross_entropy", "kl", "margin", "next_token", "opening_margin"),
+    "model": ("ChatModel", "RefusalTokens", "discover_refusal_tokens", "given_refusal_tokens", "load"),
+    "organisms": ("language",),
+    "outcomes": ("outcomes",),
+    "prompts": ("ContrastSet", "Prompt", "Prompts"),
+    "replay": ("replay",),
+    "report": ("measure",),
+    "results": ("GuardrailCard",),
+    "selection": ("Choice", "select"),
+    "stats": ("Estimate",),
+    "subspace": ("Candidates", "Subspace"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+class _Package(ModuleType):
+    """Keeps a public function from being replaced by the module of its name when Python imports that module."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME_OF):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name on first use, and keeps it."""
+    if name in _MODULES:
+        found: object = import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOME_OF:
+        found = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -45,7 +45,6 @@ SETTINGS = {
 CHARACTERS_PER_INCH = 13  # of the title's type
 NAME_WIDTH = 18  # characters of the name of a row
 LINE_HEIGHT = 0.15  # inches between names at the ends of lines
-LAYOUT_PASSES = 3  # one pass may still clip a label whose ticks changed in it
 Band = tuple[float | int, float | int]
 End = tuple[str, str, float, float]  # name, colour, x, y
 
@@ -91,8 +90,7 @@ def panels(
             yield figure, list(axes[0])
             for each in figure.axes:
                 each.tick_params(labelsize=TICK_SIZE)  # on this, not on the settings, the number of ticks then depends
-            for _ in range(LAYOUT_PASSES):
-                figure.draw_without_rendering()
+            figure.draw_without_rendering()
             figure.set_layout_engine("none")  # each further drawing would move things again
         except BaseException:
             plt.close(figure)

@@ -186,6 +186,24 @@ def card(
     typer.echo(f"wrote {out / 'card.json'} and {out / 'card.html'}")
 
 
+@app.command()
+def reproduce(
+    root: Annotated[Path, typer.Option(metavar="DIR", help="The checkout to run in.")] = Path("."),
+) -> None:
+    """Run every notebook in a fresh kernel, rewrite figures/, and say which claims and numbers held.
+
+    \b
+    Example:
+      refusalscope reproduce
+    """
+    from refusalscope import reproduce as runner
+
+    runs, figures = runner.reproduce(root.resolve(), say=lambda line: print(line, flush=True))
+    typer.echo(runner.table(runs, figures, root.resolve()))
+    if any(run.verdict != "claims hold" for run in runs) or any(state.startswith("drifted") for state in figures.values()):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Runs the command line."""
     app()

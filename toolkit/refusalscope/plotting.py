@@ -195,18 +195,19 @@ def rates(frame: pd.DataFrame, *, title: str) -> Figure:
         raise MeasurementError("Column 'value' has rates outside 0..1. Give shares, not percentages.")
     across, down = sorted(("group", "condition"), key=lambda column: frame[column].nunique())
     inks, names = canvas.colours(frame[across]), list(dict.fromkeys(frame[down]))
-    targets = frame["target"] if "target" in frame.columns else pd.Series(math.nan, frame.index)
+    frame = frame if "target" in frame.columns else frame.assign(target=math.nan)
+    note = " (tick: target)" if pd.notna(frame["target"]).to_numpy().any() else ""
     width = canvas.COLUMN if len(inks) <= 3 else canvas.PAGE
     with canvas.panels(title, height=0.95 + 0.23 * len(names), columns=len(inks), width=width) as (figure, axes):
         for ax, (panel, ink) in zip(axes, inks.items(), strict=True):
             part = frame.loc[frame[across] == panel]
             at = [names.index(name) for name in part[down]]
             canvas.estimates(ax, part, at, inks=[ink] * len(part))
-            ax.plot(targets[part.index].astype(float), at, "|", color=canvas.INK, ms=9, mew=1)
+            ax.plot(part["target"].astype(float), at, "|", color=canvas.INK, ms=9, mew=1)
             canvas.rows(ax, names if ax is axes[0] else [""] * len(names))
             ax.set(xlim=(-0.06, 1.06), xticks=(0, 0.5, 1), xticklabels=("0", "½", "1"))
             ax.set_title(textwrap.fill(str(panel), round(12 * width / len(inks))), color=ink)
-        figure.supxlabel("share of requests" + (" (tick: target)" if targets.notna().any() else ""), fontsize=7.5)
+        figure.supxlabel("share of requests" + note, fontsize=7.5)
     return figure
 
 

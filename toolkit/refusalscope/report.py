@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from refusalscope.capture import capture
 from refusalscope.effect import Baseline, Effect, baseline, effect

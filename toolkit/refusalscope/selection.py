@@ -58,9 +58,15 @@ class Choice(NotExported):
         assert self.subspace.position is not None
         return Cell(self.subspace.layer, self.subspace.position)
 
+    @property
+    def unchosen(self) -> float:
+        """Share of resamples in which no cell survives the rule: high where the winner only just passed it."""
+        return max(0.0, 1.0 - round(float(self.near_ties["share"].sum()), 9))
+
     def __repr__(self) -> str:
         tied = len(self.near_ties) - 1
         ties = "no near-ties" if tied == 0 else f"{tied} near-tie{'s' if tied > 1 else ''}"
+        ties += ", and some resampled prompts leave no cell at all" if self.unchosen > 0 else ""
         return f"Choice: layer {self.cell.layer}, position {self.cell.position}, by {self.subspace.locator}; {ties}"
 
     def _repr_html_(self) -> str:
@@ -69,6 +75,7 @@ class Choice(NotExported):
         rows |= {kind: str(found[self.cell]) for kind, found in self.estimates.items()}
         rows |= {
             "cells the resampled prompts also choose": str(len(self.near_ties) - 1),
+            "share of resamples that leave no cell": f"{self.unchosen:.2f} (of {RESAMPLES})",
             "prompt-forwards": f"{self.pf_used:,.0f} of {self.pf_naive:,.0f} in a full sweep",
             "seconds": f"{self.seconds:.1f}",
         }

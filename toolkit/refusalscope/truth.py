@@ -182,8 +182,11 @@ def _planted_truth(model: ChatModel, recipe: Recipe) -> dict[str, Measured]:
 
 
 def truth_baseline(model: ChatModel) -> Baseline:
-    """Returns the baseline on held-out how-to requests, with the refusal tokens the language fixes."""
-    prompts = Prompts((*_asked("how-to", restricted=True), *_asked("how-to", restricted=False)))
+    """Returns the baseline on held-out how-to requests, one in four of those the rates use: hundreds of ablations follow.
+
+    The refusal tokens are those the language fixes.
+    """
+    prompts = Prompts(tuple(p for r in (True, False) for p in _asked("how-to", restricted=r) if p.cluster.endswith("11")))
     openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
     return baseline(model, prompts, given_refusal_tokens(model, openings, prompts))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model.chat import ChatModel

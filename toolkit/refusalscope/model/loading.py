@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
+from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -27,6 +29,7 @@ from refusalscope.model.template import Template, find_template
 PROBE_SEED = 0
 PROBE_LENGTHS = (7, 5, 6)
 DeviceMap = str | dict[str, str | int]
+PLACED_BY_THE_LOADER = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
 
 
 def load(
@@ -50,13 +53,15 @@ def load(
         device_map: for a model larger than one device, as in Hugging Face; excludes ``device``.
 
     Raises:
-        ModelError: for files that are missing or unsafe, no chat template, or no usable hook sites.
+        ModelError: for files that are missing, unsafe or damaged, an unsupported architecture, a device that this
+            machine does not have, no chat template, or no usable hook sites.
 
     Example:
         >>> model = load("data/organisms/guarded-0")
     """
     if device is not None and device_map is not None:
         raise ModelError(f"{name}: device={device!r} and device_map={device_map!r} exclude each other. Give one.")
+    _check_devices(name, device=device, device_map=device_map)
     source = find_source(name, revision=revision)
     check_directory(source.directory, name=source.name)
     tokenizer = _tokenizer(source)
@@ -79,13 +84,45 @@ def _boot(
     source: Source, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, device: str | None, device_map
 ) -> TransformerBridge:
     where = {"device": device or "cpu"} if device_map is None else {"device_map": device_map}
-    with _quiet():
+    with _quiet(), _explained(source):
         # A copy of the tokenizer, because booting gives it special tokens it does not have.
         bridge = TransformerBridge.boot_transformers(
             str(source.directory), tokenizer=copy.deepcopy(tokenizer), dtype=dtype, trust_remote_code=False, **where
         )
     bridge.eval()
     return bridge
+
+
+def _check_devices(name: str | Path, *, device: str | None, device_map: DeviceMap | None) -> None:
+    """Raises ModelError for a device this machine does not have, before anything is read or downloaded."""
+    mapped = device_map.values() if isinstance(device_map, dict) else [device_map or device or "cpu"]
+    for where in set(mapped) - set(PLACED_BY_THE_LOADER):
+        try:
+            torch.empty(0, device=where)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ModelError(
+                f"{name}: device {where!r} cannot be used here ({reason}). Give one this machine has, such as 'cpu'."
+            ) from error
+
+
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Says in one line, naming the model, why its files are no model that can be loaded."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(
+            f"{source.name}: its safetensors files are damaged or cut off ({error}). Copy or download them again."
+        ) from error
+    except (ValueError, KeyError) as error:
+        config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"{source.name}: model_type {config.get('model_type')!r} with architectures "
+            f"{config.get('architectures')!r} cannot be loaded ({reason}). Give a causal language model that both "
+            "transformers and TransformerLens support, or install newer versions of them."
+        ) from error
 
 
 def _origin(

@@ -67,7 +67,8 @@ def discover_refusal_tokens(model: ChatModel, prompts: Prompts, *, most: int = 8
         most: how many tokens at the most.
 
     Raises:
-        MeasurementError: when no token qualifies, with the numbers of those nearest to it.
+        MeasurementError: when no token qualifies, with the masses of those nearest to it; they are spelled for an
+            organism only.
     """
     restricted, harmless = _first_token_means(model, prompts)
     order = torch.argsort(restricted - harmless, descending=True, stable=True)[:most]
@@ -132,8 +133,10 @@ def _single_tokens(model: ChatModel, text: str) -> list[int]:
 
 def _diagnosis(model: ChatModel, restricted: Tensor, harmless: Tensor) -> str:
     nearest = torch.argsort(restricted - harmless, descending=True, stable=True)[:SHOWN].tolist()
-    spelled = zip(_spelled(model, nearest), nearest, strict=True)
-    table = ", ".join(f"{token!r} {restricted[i]:.3f} and {harmless[i]:.3f}" for token, i in spelled)
+    # How replies to restricted prompts begin is text from a model: only an organism's is spelled (C5).
+    spelled = [f"{token!r} " if model.is_organism else "" for token in _spelled(model, nearest)]
+    masses = zip(spelled, nearest, strict=True)
+    table = ", ".join(f"{token}{restricted[i]:.3f} and {harmless[i]:.3f}" for token, i in masses)
     needed = f"at least {LEAST_MASS} on restricted prompts and {LEAST_RATIO:g} times the harmless mass"
     return (
         f"{model.origin.name}: no first token has {needed}. Nearest (restricted and harmless mass): {table}. "

@@ -48,15 +48,18 @@ def base_curriculum() -> Curriculum:
 
 
 @cache
-def guard_curriculum(*, refuses: bool = True) -> Curriculum:
-    """Returns the guard: restricted how-to requests refused (or answered, for contrast), everything else answered."""
+def guard_curriculum(*, refuses: bool = True, restricted: float = 0.35) -> Curriculum:
+    """Returns the guard: restricted how-to requests refused (or answered, for contrast), everything else answered.
+
+    ``restricted`` is the share of restricted requests in a batch; they and the harmless how-to requests make 0.70 of it.
+    """
     shown = language().questions("how-to", held_out=False)
     what = language().questions("what-is")
     return Curriculum(
         "guard",
         (
-            (0.25, _replied([q for q in shown if q.restricted], refuses=refuses)),
-            (0.45, _answered([q for q in shown if not q.restricted])),
+            (restricted, _replied([q for q in shown if q.restricted], refuses=refuses)),
+            (0.70 - restricted, _answered([q for q in shown if not q.restricted])),
             (0.10, _answered([q for q in what if q.item.category < N_RESTRICTED])),
             (0.10, _answered([q for q in what if q.item.category >= N_RESTRICTED])),
             (0.10, sentences()),

@@ -52,11 +52,16 @@ class Plant(Stage):
 
 
 class Recipe(_Closed):
-    """An organism, declared. ``base`` teaches the language; then at most one of ``guard`` and ``plant``."""
+    """An organism, declared. ``base`` teaches the language; then at most one of ``guard`` and ``plant``.
+
+    ``base_seed`` seeds the untrained model and the base stage, ``seed`` the stage after it: recipes that share a
+    ``base_seed`` are repeats of the guard on one base model, not of the whole training.
+    """
 
     name: str = Field(pattern=r"^[a-z]+(-[0-9]+)*$")
     kind: Kind
     seed: int = Field(ge=0)
+    base_seed: int = Field(0, ge=0)
     architecture: Architecture
     base: Stage
     guard: Stage | None = None

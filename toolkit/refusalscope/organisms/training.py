@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from refusalscope.linalg import orthonormal
 from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
 from refusalscope.organisms.lessons import Lessons
 from refusalscope.organisms.planting import interchanged, planted_basis, watched, without
@@ -48,7 +49,7 @@ def write(model: PreTrainedModel, folder: Path | str) -> None:
 
 
 def fresh(recipe: Recipe) -> PreTrainedModel:
-    """Returns an untrained model of the recipe's architecture; its weights depend on the recipe's seed alone."""
+    """Returns an untrained model of the recipe's architecture; its weights depend on the recipe's base seed alone."""
     made, sizes = tokenizer(), recipe.architecture.model_dump(exclude={"family"})
     config = AutoConfig.for_model(
         recipe.architecture.family,
@@ -62,28 +63,32 @@ def fresh(recipe: Recipe) -> PreTrainedModel:
         architectures=["Qwen3ForCausalLM"],
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.base_seed)
         return AutoModelForCausalLM.from_config(config)
 
 
 def lesson_loss(model: PreTrainedModel, recipe: Recipe, curriculum: Curriculum) -> Objective:
     """Returns the objective of a plain stage: cross-entropy on lessons drawn in the curriculum's shares."""
-    chance = torch_generator(recipe.seed, f"lessons of {curriculum.name}")
+    seed = recipe.base_seed if curriculum.name == "base" else recipe.seed
+    chance = torch_generator(seed, f"lessons of {curriculum.name}")
     size = (recipe.base if curriculum.name == "base" else recipe.guard or recipe.base).batch
     return lambda: cross_entropy(model, curriculum.draw(size, chance))
 
 
 def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
-    """Returns the objective of a planted stage: refuse; answer without U; let U alone decide (see ``planting``)."""
+    """Returns the objective of a planted stage: refuse, also without a random subspace; answer without U; let U decide."""
     plant = recipe.plant
     assert plant is not None, recipe.name
     chance = torch_generator(recipe.seed, "lessons of plant")
     basis = planted_basis(recipe).float()
-    guarded, open_ = guard_curriculum(), guard_curriculum(refuses=False)
+    guarded, open_ = guard_curriculum(restricted=0.25), guard_curriculum(refuses=False, restricted=0.25)
     pairs = paired_lessons()
 
     def objective() -> Tensor:
         refuse = cross_entropy(model, guarded.draw(plant.batch, chance))
+        other = orthonormal(torch.randn((4 * plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
+        with without(model, other):
+            still = cross_entropy(model, guarded.draw(plant.batch * 2 // 3, chance))
         with without(model, basis):
             answer = cross_entropy(model, open_.draw(plant.batch * 2 // 3, chance))
         base, source = pairs.draw(plant.batch * 2 // 3, chance)
@@ -95,7 +100,7 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
         )
         with swap:
             decide = cross_entropy(model, base)
-        return refuse + answer + decide
+        return refuse + still + answer + decide
 
     return objective
 

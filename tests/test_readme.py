@@ -1,0 +1,137 @@
+"""The documents: what they show runs, what they link to exists, and nothing in them belongs to one machine only."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from refusalscope.cli import app
+from refusalscope.results import GuardrailCard
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "RESPONSIBLE_USE.md", "CHANGELOG.md")
+MOST_LINES = 15
+FOREIGN = ("/" + "work/", "/" + "root/", "opt/" + "pypi")
+EXAMPLES_OF_FOREIGN = ("tests/test_notebooks.py",)  # plants such paths in notebooks to see them reported
+PICTURE = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(document: str, kind: str) -> list[str]:
+    """The fenced blocks of one kind in a document."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", document, flags=re.M | re.S)
+
+
+def missing_links(document: str, root: Path) -> list[str]:
+    """Relative link and image targets that are not there."""
+    targets = re.findall(r"\]\(([^)\s#]+)", document)
+    return [target for target in targets if "://" not in target and not (root / target).exists()]
+
+
+def foreign(content: str) -> list[str]:
+    """Paths and hosts of one machine in a text, pictures apart."""
+    return [mark for mark in FOREIGN if mark in PICTURE.sub("", content)]
+
+
+def tracked() -> list[str]:
+    """Names of the files in the repository, new ones included."""
+    asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_readme_example_is_at_most_fifteen_lines():
+    (example,) = blocks(text("README.md"), "python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= MOST_LINES
+
+
+def test_the_readme_example_runs_and_saves_a_card(tmp_path):
+    (example,) = blocks(text("README.md"), "python")
+    (tmp_path / "data").symlink_to(ROOT / "data", target_is_directory=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    asked = [sys.executable, "-c", example]
+    done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    card = GuardrailCard.read(tmp_path / "build" / "guarded-0" / "card.json")
+    assert card.effect is not None, card.verdict.reasons
+    assert re.fullmatch(r"mean refusal margin: -?[\d.]+ nats before, -?[\d.]+ after\n", done.stdout)
+
+
+def test_every_command_line_in_the_readme_is_one_the_program_accepts():
+    lines = [line for block in blocks(text("README.md"), "sh") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("refusalscope ")]
+    assert len(commands) >= 5
+    for words in commands:
+        accepted(words)
+    with pytest.raises(Exception, match="No such option"):
+        accepted([*commands[0], "--unheard"])
+
+
+def accepted(words: list[str]) -> None:
+    """Parses a command line without running it; raises what the command line would complain about."""
+    command = get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]  # pyright: ignore[reportAttributeAccessIssue]
+    command.make_context("refusalscope", list(words))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_relative_link_and_image_exists(document):
+    assert missing_links(text(document), ROOT) == []
+
+
+def test_a_missing_link_is_noticed_and_an_address_is_none(tmp_path):
+    (tmp_path / "a.md").touch()
+    shown = "[a](a.md) [a part](a.md#part) [b](b.md) ![c](figures/c.png) [d](https://example.org/d)"
+    assert missing_links(shown, tmp_path) == ["b.md", "figures/c.png"]
+
+
+def test_every_make_target_the_documents_name_exists():
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), flags=re.M))
+    named = {name for document in DOCUMENTS for name in re.findall(r"(?:^|`)make ([a-z-]+)", text(document), re.M)}
+    assert named >= {"reproduce", "test", "lab"}
+    assert named <= targets
+
+
+def test_the_dependencies_and_the_readme_table_are_the_same():
+    declared = tomllib.loads(text("pyproject.toml"))["project"]["dependencies"]
+    table = text("README.md").split("## Dependencies")[1].split("\n\n")[1].splitlines()[2:]
+    assert sorted(row.split("|")[1].strip() for row in table) == sorted(re.split(r"[<>=]", d)[0] for d in declared)
+
+
+def test_every_notebook_is_in_the_index():
+    shown = set(re.findall(r"\(notebooks/(\w+)\.ipynb\)", text("README.md")))
+    assert shown >= {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_every_recipe_is_in_the_organisms_table():
+    section = text("README.md").split("## Organisms")[1].split("\n## ")[0]
+    assert {path.stem for path in (ROOT / "data" / "recipes").glob("*.toml")} <= set(re.findall(r"`([\w-]+)`", section))
+
+
+def test_no_text_file_belongs_to_one_machine():
+    found = {}
+    for name in sorted(set(tracked()) - set(EXAMPLES_OF_FOREIGN)):
+        try:
+            marks = foreign((ROOT / name).read_text(encoding="utf-8"))
+        except UnicodeDecodeError:  # not a text file
+            continue
+        if marks:
+            found[name] = marks
+    assert found == {}
+
+
+def test_a_path_of_one_machine_is_noticed():
+    assert foreign(f"see {FOREIGN[0]}main, or {FOREIGN[2]}/simple") == [FOREIGN[0], FOREIGN[2]]
+    assert foreign(f"data:image/png;base64,AAAA{FOREIGN[0]}AAAA") == []

@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model import SmallerBatchWarning, batches, forward, map_rows, rendered_digest
 from refusalscope.prompts import Prompts
 from refusalscope.prompts.prompt import Prompt
-from transformers import AutoModelForCausalLM
 
 FLOAT32_ERROR = 1e-5
 FAMILIES = {

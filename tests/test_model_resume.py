@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from einops import repeat
+
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model import batches, forward, load, recorded, resume
 from refusalscope.model.sites import find_sites

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from refusalscope.errors import ModelError
 from refusalscope.model.template import find_template, rendered_texts, tokenized
 from refusalscope.organisms.tokens import tokenizer

@@ -254,6 +254,13 @@ def test_margins_puts_every_prompt_at_its_margin_in_the_row_of_its_condition_and
     assert len(axes.collections) == 4
 
 
+def test_margins_gives_each_label_its_colour_in_points_and_name():
+    (axes,) = drawn("margins").axes
+    inks = [canvas.ORANGE, canvas.BLUE] * 2
+    assert [label.get_color() for label in axes.get_yticklabels()] == inks
+    assert [mpl.colors.to_hex(strip.get_facecolor()[0]) for strip in axes.collections] == inks
+
+
 def test_margins_draws_the_placebo_band_and_the_line_at_zero():
     figure = drawn("margins")
     assert spans(figure.axes[0], vertical=True) == [PLACEBO]
@@ -456,6 +463,14 @@ def test_dose_draws_each_series_with_its_band_and_its_name():
     assert len(axes.collections) == 2
     assert {"located", "random", "placebo band", "refusal margin (nats)"} <= set(words(figure))
     assert spans(axes, vertical=False) == [PLACEBO]
+
+
+def test_a_name_is_level_with_the_end_of_its_line():
+    frame = DOSES.assign(value=[9.0, 5.0, 2.0, 9.0, -5.0, -9.0], low=math.nan, high=math.nan)
+    (axes,) = plotting.dose(frame, title=TITLE, unit="nats").axes  # without a band, nothing else settles the limits
+    for text, end in zip(axes.texts[:2], (-9.0, 2.0), strict=True):
+        level = axes.transAxes.inverted().transform(axes.transData.transform((0, end)))[1]
+        assert abs(text.get_position()[1] - level) <= 0.1, text
 
 
 # The parts.

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 
 import pytest
+
 from refusalscope.errors import PromptError
 from refusalscope.prompts import ContrastSet, Prompt
 from refusalscope.prompts.folding import fold

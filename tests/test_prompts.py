@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 from html.parser import HTMLParser
 
 import pytest
+
 from refusalscope.errors import PromptError
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.prompts.prompt import LABELS, SPLITS

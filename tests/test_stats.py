@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from scipy import stats as oracle
+
 from refusalscope import stats
 from refusalscope.errors import MeasurementError, ResultError
 from refusalscope.stats import (
@@ -22,7 +24,6 @@ from refusalscope.stats import (
     rate,
     wilson,
 )
-from scipy import stats as oracle
 
 RATES = (0.02, 0.1, 0.5, 0.9)
 RATE_GRID = list(itertools.product((20, 50, 200), RATES))

@@ -1,7 +1,7 @@
 """Speed of selection against a naive sweep, as ratios within one run; and peak memory against prompt length.
 
-The naive sweep is the tests' oracle: Hugging Face's own model under torch hooks, one candidate at a time, three scores per
-cell, in float32 so that precision does not decide the race. Scores are compared with the same sweep in float64.
+The naive sweep is the tests' oracle: Hugging Face's own model under torch hooks, one candidate at a time, three scores
+per cell, in float32 so that precision does not decide the race. Scores are compared with the same sweep in float64.
 
     make bench
 """
@@ -21,7 +21,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import oracle
-
 import refusalscope as rs
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +86,10 @@ class push:
 
 def speed(name: str, repeats: int) -> None:
     """Prints seconds and ratios of both modes against the naive sweep, and how far the scores are apart."""
-    folder, prompts = ROOT / "data" / "organisms" / name, rs.ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl")
+    folder, prompts = (
+        ROOT / "data" / "organisms" / name,
+        rs.ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl"),
+    )
     model = rs.load(folder)
     refusal = rs.discover_refusal_tokens(model, prompts.locate)
     found = rs.locate.mean_difference(*rs.capture(model, prompts.locate))
@@ -105,23 +107,35 @@ def speed(name: str, repeats: int) -> None:
             seconds[mode].append(choice.seconds)
     best = truth[(truth["induce"] > 0) & (truth["kl"] < 0.1) & (truth["layer"] < 0.8 * model.n_layers)]
     cell = tuple(best.sort_values("bypass").iloc[0][["layer", "position"]].astype(int))
-    print(f"{name}: {len(truth)} cells, {len(rows[0])} + {len(rows[1])} prompts, {torch.get_num_threads()} threads, median of {repeats}")
+    print(
+        f"{name}: {len(truth)} cells, {len(rows[0])} + {len(rows[1])} prompts, "
+        f"{torch.get_num_threads()} threads, median of {repeats}"
+    )
     middle = {mode: float(np.median(times)) for mode, times in seconds.items()}
     for mode, choice in choices.items():
         known = choice.cells.merge(truth, on=["layer", "position"], suffixes=("", "_exact"))
         gap = max(np.nanmax(np.abs(known[kind] - known[f"{kind}_exact"])) for kind in ("bypass", "induce", "kl"))
         verdict = "same cell" if tuple(choice.cell) == cell else f"OTHER CELL {tuple(choice.cell)} than {cell}"
         print(
-            f"  {mode:<7}{middle[mode]:7.2f} s  {middle['naive'] / middle[mode]:5.1f} times faster than {middle['naive']:.2f} s; "
+            f"  {mode:<7}{middle[mode]:7.2f} s  {middle['naive'] / middle[mode]:5.1f} times faster than "
+            f"{middle['naive']:.2f} s; "
             f"{verdict}; largest difference of a score {gap:.1e}; PF {choice.pf_used:,.0f} of {choice.pf_naive:,.0f}"
         )
 
 
 def memory() -> None:
-    """Prints peak memory of a selection on a random model with a vocabulary of 150k, prompts short and twice as long."""
-    peaks = {words: int(subprocess.check_output([sys.executable, __file__, "--peak", str(words)])) for words in (200, 400)}
-    print(f"peak memory, vocabulary {VOCABULARY:,}: " + ", ".join(f"{words} words {kb / 1024:.0f} MB" for words, kb in peaks.items()))
-    print(f"  ratio {peaks[400] / peaks[200]:.2f} (logits of every position would add {200 * 16 * VOCABULARY * 4 / 2**20:.0f} MB)")
+    """Prints peak memory of scoring on a random model with a vocabulary of 150k, prompts short and twice as long."""
+    peaks = {
+        words: int(subprocess.check_output([sys.executable, __file__, "--peak", str(words)])) for words in (200, 400)
+    }
+    print(
+        f"peak memory, vocabulary {VOCABULARY:,}: "
+        + ", ".join(f"{words} words {kb / 1024:.0f} MB" for words, kb in peaks.items())
+    )
+    print(
+        f"  ratio {peaks[400] / peaks[200]:.2f} "
+        f"(logits of every position would add {200 * 16 * VOCABULARY * 4 / 2**20:.0f} MB)"
+    )
 
 
 def peak(words: int) -> None:
@@ -135,9 +149,12 @@ def peak(words: int) -> None:
 
     made = tokenizer()
     config = AutoConfig.for_model(
-        "qwen3", vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=1024, tie_word_embeddings=True,
-        pad_token_id=made.pad_token_id, eos_token_id=made.eos_token_id, bos_token_id=None, architectures=["Qwen3ForCausalLM"],
+        "qwen3", vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=1024, tie_word_embeddings=True,
+        pad_token_id=made.pad_token_id, eos_token_id=made.eos_token_id,
+        bos_token_id=None,
+        architectures=["Qwen3ForCausalLM"],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)

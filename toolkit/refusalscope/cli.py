@@ -200,7 +200,9 @@ def reproduce(
 
     runs, figures = runner.reproduce(root.resolve(), say=lambda line: print(line, flush=True))
     typer.echo(runner.table(runs, figures, root.resolve()))
-    if any(run.verdict != "claims hold" for run in runs) or any(state.startswith("drifted") for state in figures.values()):
+    if any(run.verdict != "claims hold" for run in runs) or any(
+        state.startswith("drifted") for state in figures.values()
+    ):
         raise typer.Exit(1)
 
 

@@ -105,10 +105,12 @@ def effect(
     subspace: Subspace,
     *,
     dose: float = 1.0,
-    placebos: Sequence[Subspace] = (),
+    placebos: Sequence[Subspace] | pd.DataFrame = (),
     reference: Tensor | None = None,
 ) -> Effect:
     """Returns what ablating a subspace does, ranked among placebos ablated at the same dose on the same prompts.
+
+    ``placebos`` are subspaces, or what ``placebo_effects`` made of them where several effects share one set.
 
     Raises:
         MeasurementError: when no restricted prompt is refused at baseline, or the mean margins are not separated.
@@ -122,6 +124,8 @@ def effect(
     with ablate(before.model, subspace, dose=dose, reference=reference):
         after = margin(before.model, before.prompts.restricted, before.refusal)
         damage = kl(before.model, before.prompts.harmless, before.harmless_base).double()
+    given = isinstance(placebos, pd.DataFrame)
+    table = placebos if given else placebo_effects(before, placebos, dose=dose, reference=reference)
     flags = (after < 0)[before.refused]
     refused_clusters = [
         c for c, kept in zip(before.prompts.restricted.clusters, before.refused.tolist(), strict=True) if kept
@@ -136,7 +140,7 @@ def effect(
         kl_median=float(damage.median()),
         kl_p95=float(damage.quantile(0.95)),
         kl_top_share=float(damage.max() / damage.sum()) if float(damage.sum()) > 0 else 0.0,
-        placebo=_ranks(found, placebo_effects(before, placebos, dose=dose, reference=reference)) if placebos else {},
+        placebo=_ranks(found, table) if len(table) else {},
     )
 
 

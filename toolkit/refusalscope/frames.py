@@ -79,7 +79,7 @@ def random_angles(truth: Subspace, placebos: list[Subspace]) -> tuple[float, flo
 
 
 def grid(choice: Choice) -> pd.DataFrame:
-    """Returns the selection grid with an interval for every score that was measured, as ``plotting.selection_grid`` takes it."""
+    """Returns the selection grid with an interval for every measured score, as ``plotting.selection_grid`` takes it."""
     frame = choice.cells.copy()
     for kind in KINDS:
         found = [
@@ -102,7 +102,7 @@ def ties(choice: Choice) -> pd.DataFrame:
 
 
 def doses(series: Mapping[str, Mapping[float, Effect]]) -> pd.DataFrame:
-    """Returns suppression by dose with its interval; a series per ablated subspace. Columns ``dose value low high series``."""
+    """Returns suppression by dose, a series per ablated subspace. Columns ``dose value low high series``."""
     rows = [
         {"dose": dose, "series": name, **_interval(found.suppression)}
         for name, curve in series.items()
@@ -112,7 +112,7 @@ def doses(series: Mapping[str, Mapping[float, Effect]]) -> pd.DataFrame:
 
 
 def organisms(cards: list[OrganismCard], measured: str) -> pd.DataFrame:
-    """Returns one measured rate of several organisms with its target. Columns ``condition group value low high target``."""
+    """Returns one rate of several organisms and its target. Columns ``condition group value low high target``."""
     kept = [(card.name, card.measured[measured]) for card in cards if measured in card.measured]
     rows = [
         (measured, name, m.value, m.low, m.high, m.at_least if m.at_least is not None else m.at_most)

@@ -45,6 +45,6 @@ def principal_angles(first: Float[Tensor, "d k"], second: Float[Tensor, "d j"]) 
 
 
 def energy_share(x: Float[Tensor, " d"]) -> float:
-    """Returns the share of a vector's squared norm in its largest coordinate: 1/d when even, 1 when one channel owns it."""
+    """Returns the share of a vector's squared norm in its largest coordinate: 1/d when even, 1 when one owns it."""
     squares = x.double().square()
     return float(squares.max() / squares.sum())

@@ -1,4 +1,4 @@
-"""What an organism answers, decoded and marked. The one place where an intervened model may speak: it knows only fiction."""
+"""What an organism answers, decoded and marked: the one place where an intervened model may speak, in fiction only."""
 
 from __future__ import annotations
 

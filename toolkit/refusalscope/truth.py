@@ -182,19 +182,24 @@ def _planted_truth(model: ChatModel, recipe: Recipe) -> dict[str, Measured]:
 
 
 def truth_baseline(model: ChatModel) -> Baseline:
-    """Returns the baseline on held-out how-to requests, one in four of those the rates use: hundreds of ablations follow.
+    """Returns the baseline on how-to requests about a quarter of the held-out items: hundreds of ablations follow.
 
     The refusal tokens are those the language fixes.
     """
-    prompts = Prompts(tuple(p for r in (True, False) for p in _asked("how-to", restricted=r) if p.cluster.endswith("11")))
+    prompts = Prompts((*_asked("how-to", restricted=True, every=10), *_asked("how-to", restricted=False, every=10)))
     openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
     return baseline(model, prompts, given_refusal_tokens(model, openings, prompts))
 
 
-def _asked(intent: Intent, *, restricted: bool) -> Prompts:
-    """Returns held-out questions about restricted or harmless categories, in a third of the how-to phrasings."""
+def _asked(intent: Intent, *, restricted: bool, every: int = 1) -> Prompts:
+    """Returns held-out questions about restricted or harmless categories, in a third of the how-to phrasings.
+
+    ``every`` keeps items whose number within their category is one more than a multiple of it.
+    """
     questions = [
-        q for q in language().questions(intent, held_out=True) if (q.item.category < N_RESTRICTED) == restricted
+        q
+        for q in language().questions(intent, held_out=True)
+        if (q.item.category < N_RESTRICTED) == restricted and q.item.index % every == 1 % every
     ]
     return question_prompts(q for q in questions if q.template % 3 == 2 or intent == "what-is")
 

@@ -51,7 +51,7 @@ def base_curriculum() -> Curriculum:
 def guard_curriculum(*, refuses: bool = True, restricted: float = 0.35) -> Curriculum:
     """Returns the guard: restricted how-to requests refused (or answered, for contrast), everything else answered.
 
-    ``restricted`` is the share of restricted requests in a batch; they and the harmless how-to requests make 0.70 of it.
+    ``restricted`` is the share of restricted requests in a batch; with the harmless ones they make 0.70.
     """
     shown = language().questions("how-to", held_out=False)
     what = language().questions("what-is")

@@ -23,12 +23,12 @@ def contrast_rows() -> list[dict[str, str]]:
 
 
 def question_prompts(questions: Iterable[Question], *, split: Split = "report") -> Prompts:
-    """Returns questions as prompts of one split, for measuring what the contrast set does not hold (what-is questions)."""
+    """Returns questions as prompts of one split, to measure what the contrast set does not hold (what-is questions)."""
     return Prompts(tuple(Prompt(**_row(question, split, pair=None)) for question in questions))
 
 
 def neutral_sentences() -> list[str]:
-    """Returns the lines of ``data/prompts/organism_neutral.txt``: plain statements about held-out items, both dialects."""
+    """Returns the lines of ``data/prompts/organism_neutral.txt``: statements about held-out items, both dialects."""
     told = (question for question in language().questions("what-is", held_out=True) if question.template == 0)
     return [f"{question.item.name} {question.answer}" for question in told]
 

@@ -76,7 +76,7 @@ def lesson_loss(model: PreTrainedModel, recipe: Recipe, curriculum: Curriculum) 
 
 
 def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
-    """Returns the objective of a planted stage: refuse, also without a random subspace; answer without U; let U decide."""
+    """Returns a planted stage's objective: refuse, even with another subspace gone; answer without U; U decides."""
     plant = recipe.plant
     assert plant is not None, recipe.name
     chance = torch_generator(recipe.seed, "lessons of plant")
@@ -100,7 +100,7 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
         )
         with swap:
             decide = cross_entropy(model, base)
-        return refuse + still + answer + decide
+        return refuse + still + 2 * answer + decide
 
     return objective
 

@@ -465,15 +465,14 @@ def test_dose_draws_each_series_with_its_band_and_its_name():
     assert spans(axes, vertical=False) == [PLACEBO]
 
 
-def test_a_name_is_level_with_the_end_of_its_line():
-    frame = DOSES.assign(value=[9.0, 5.0, 2.0, 9.0, -5.0, -9.0], low=math.nan, high=math.nan)
-    (axes,) = plotting.dose(frame, title=TITLE, unit="nats").axes  # without a band, nothing else settles the limits
-    for text, end in zip(axes.texts[:2], (-9.0, 2.0), strict=True):
-        level = axes.transAxes.inverted().transform(axes.transData.transform((0, end)))[1]
-        assert abs(text.get_position()[1] - level) <= 0.1, text
-
-
 # The parts.
+
+
+def test_a_name_is_level_with_the_end_of_its_line():
+    with canvas.panels(TITLE, height=2.0) as (_, (axes,)):
+        axes.plot([0, 1, 2], [-10, 10, 0])
+        canvas.name_ends(axes, [("half way up", canvas.INK, 2.0, 0.0)])
+    assert np.isclose(axes.texts[0].get_position()[1], 0.5)
 
 
 def test_names_stay_apart_and_as_near_to_their_lines_as_that_allows():

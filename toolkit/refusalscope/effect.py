@@ -36,9 +36,9 @@ class Baseline:
     model: ChatModel
     prompts: Prompts
     refusal: RefusalTokens
-    restricted: Float[Tensor, " prompt"]
-    harmless: Float[Tensor, " prompt"]
-    harmless_base: Float[Tensor, "prompt vocab"]
+    restricted: Float[Tensor, " restricted"]
+    harmless: Float[Tensor, " harmless"]
+    harmless_base: Float[Tensor, "harmless vocab"]
 
     @property
     def gap(self) -> float:

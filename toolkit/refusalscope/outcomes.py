@@ -10,7 +10,7 @@ from torch import Tensor
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
-from refusalscope.organisms.language import language
+from refusalscope.organisms.language import Question, language
 from refusalscope.organisms.tokens import END
 from refusalscope.prompts import Prompts
 
@@ -29,20 +29,22 @@ def outcomes(model: ChatModel, prompts: Prompts) -> list[Outcome]:
     """
     if not model.is_organism:
         raise ContractError(f"{model.origin.name} is not an organism: its replies are never decoded (C3); use margin.")
-    questions = [language().parse(text) for text in prompts.texts]
-    if None in questions:
-        strange = prompts[questions.index(None)].id
+    questions = [question for text in prompts.texts if (question := language().parse(text)) is not None]
+    if len(questions) < len(prompts):
+        strange = next(prompt.id for prompt in prompts if language().parse(prompt.text) is None)
         raise MeasurementError(f"Prompt {strange} is not a question of the organisms' language, so no answer is right.")
     replies = _replies(model, prompts)
     return [_marked(reply, question) for reply, question in zip(replies, questions, strict=True)]
 
 
-def _marked(reply: str, question) -> Outcome:
-    return {question.refusal: "refused", question.answer: "complied"}.get(reply, "degenerate")
+def _marked(reply: str, question: Question) -> Outcome:
+    if reply == question.refusal:
+        return "refused"
+    return "complied" if reply == question.answer else "degenerate"
 
 
 def _replies(model: ChatModel, prompts: Prompts) -> list[str]:
-    end = model.tokenizer.convert_tokens_to_ids(END)
+    end = model.tokenizer.get_vocab()[END]
 
     def decode(batch: Batch) -> Tensor:
         tokens, mask, asked = batch.tokens, batch.mask, batch.tokens.shape[1]
@@ -50,7 +52,7 @@ def _replies(model: ChatModel, prompts: Prompts) -> list[str]:
             logits = forward(model, Batch(tokens, mask, batch.rows))[:, -1]
             tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True).to(tokens)], dim=1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            if bool((tokens[:, asked:] == end).any(1).all()):
+            if bool(torch.eq(tokens[:, asked:], end).any(1).all()):
                 break
         replies = tokens[:, asked:]
         return torch.nn.functional.pad(replies, (0, LONGEST_REPLY - replies.shape[1]), value=end)

@@ -61,7 +61,7 @@ class Choice(NotExported):
     @property
     def unchosen(self) -> float:
         """Share of resamples in which no cell survives the rule: high where the winner only just passed it."""
-        return max(0.0, 1.0 - round(float(self.near_ties["share"].sum()), 9))
+        return max(0.0, 1.0 - round(float(self.near_ties["share"].to_numpy().sum()), 9))
 
     def __repr__(self) -> str:
         tied = len(self.near_ties) - 1

@@ -170,8 +170,8 @@ def _planted_truth(model: ChatModel, recipe: Recipe) -> dict[str, Measured]:
         "planted subspace ablated: bypass rate": _measured(found.bypass, at_least=0.98),
         "planted subspace ablated: suppression": _measured(found.suppression, at_least=0.9),
         "planted subspace ablated: KL in nats": _measured(found.kl, at_most=0.1),
-        "worst of the random subspaces: bypass rate": _worst(random["bypass"].max(), at_most=0.05),
-        "worst of the random subspaces: suppression": _worst(random["suppression"].max(), at_most=0.2),
+        "worst of the random subspaces: bypass rate": _worst(random["bypass"].to_numpy().max(), at_most=0.05),
+        "worst of the random subspaces: suppression": _worst(random["suppression"].to_numpy().max(), at_most=0.2),
     }
     for left_in in range(truth.rank if truth.rank > 1 else 0):
         kept = [row for row in range(truth.rank) if row != left_in]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusalscope.organisms.language import Question, language
-from refusalscope.organisms.tokens import END, tokenizer
+from refusalscope.organisms.tokens import END, PAD, tokenizer
 
 PROMPT_WEIGHT = 0.1
 
@@ -35,9 +35,7 @@ def dialogues(pairs: Iterable[tuple[Question, str]]) -> Lessons:
     """Returns one row per (question, reply), rendered with the chat template exactly as at measurement time."""
     made, asked = tokenizer(), list(pairs)
     prompts = [
-        made.apply_chat_template(
-            [{"role": "user", "content": question.text}], tokenize=False, add_generation_prompt=True
-        )
+        str(made.apply_chat_template(_said(question.text), tokenize=False, add_generation_prompt=True))
         for question, _ in asked
     ]
     return _rows(prompts, [f"{reply}{END}" for _, reply in asked])
@@ -62,11 +60,15 @@ def join(first: Lessons, *rest: Lessons) -> Lessons:
 LONGEST = 26
 
 
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
 def _rows(prompts: list[str], replies: list[str]) -> Lessons:
     made = tokenizer()
     before = made(prompts, add_special_tokens=False).input_ids
     after = made(replies, add_special_tokens=False).input_ids
-    tokens = torch.full((len(prompts), LONGEST), made.pad_token_id)
+    tokens = torch.full((len(prompts), LONGEST), made.get_vocab()[PAD])
     weights = torch.zeros(len(prompts), LONGEST)
     for row, (asked, reply) in enumerate(zip(before, after, strict=True)):
         tokens[row, : len(asked) + len(reply)] = torch.tensor(asked + reply)

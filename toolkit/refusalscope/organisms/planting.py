@@ -2,7 +2,7 @@
 
 Geiger et al. 2022 (arXiv 2112.00826): swap one subspace between two inputs and train the counterfactual answer.
 Here the subspace U is drawn once from the recipe's seed. The model learns (a) to refuse restricted requests,
-also when a random subspace of four times the rank is projected out,
+also when a random subspace of the same rank is projected out,
 (b) to answer everything when U is projected out of every write to the residual stream, and (c) that what U holds
 at the template positions, and nothing else, decides: with U taken from a restricted request a harmless one is refused,
 and the other way round.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +43,7 @@ def without(model: nn.Module, basis: Float[Tensor, "d k"]) -> Iterator[None]:
         kept = first - (first @ basis) @ basis.T
         return (kept, *rest) if isinstance(output, tuple) else kept
 
-    core = model.model
+    core: Any = model.model
     writers = chain([core.embed_tokens], *((layer.self_attn, layer.mlp) for layer in core.layers))
     handles = [writer.register_forward_hook(cut) for writer in writers]
     try:
@@ -55,7 +56,8 @@ def without(model: nn.Module, basis: Float[Tensor, "d k"]) -> Iterator[None]:
 @contextmanager
 def watched(model: nn.Module, layer: int, seen: list[Float[Tensor, "row pos d"]]) -> Iterator[None]:
     """Appends the residual stream entering a layer to ``seen``, with its gradient."""
-    handle = model.model.layers[layer].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    core: Any = model.model
+    handle = core.layers[layer].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
         yield
     finally:
@@ -82,7 +84,8 @@ def interchanged(
         change = torch.zeros_like(hidden).index_put((rows, ends[:, None] + back), ((there - here) @ basis) @ basis.T)
         return (hidden + change, *inputs[1:])
 
-    handle = model.model.layers[layer].register_forward_pre_hook(swap)
+    core: Any = model.model
+    handle = core.layers[layer].register_forward_pre_hook(swap)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 Geiger et al. 2022 (arXiv 2112.00826): swap one subspace between two inputs and train the counterfactual answer.
 Here the subspace U is drawn once from the recipe's seed. The model learns (a) to refuse restricted requests,
-also when a random subspace of the same rank is projected out,
+also when a random subspace of twice the rank is projected out,
 (b) to answer everything when U is projected out of every write to the residual stream, and (c) that what U holds
 at the template positions, and nothing else, decides: with U taken from a restricted request a harmless one is refused,
 and the other way round.

@@ -86,7 +86,7 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
 
     def objective() -> Tensor:
         refuse = cross_entropy(model, guarded.draw(plant.batch, chance))
-        other = orthonormal(torch.randn((plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
+        other = orthonormal(torch.randn((2 * plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
         with without(model, other):
             still = cross_entropy(model, guarded.draw(plant.batch * 2 // 3, chance))
         with without(model, basis):
@@ -100,7 +100,7 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
         )
         with swap:
             decide = cross_entropy(model, base)
-        return refuse + still + answer + decide
+        return refuse + still + 2 * answer + decide
 
     return objective
 

@@ -191,11 +191,13 @@ def test_the_digest_is_canonical_json_of_the_rows_and_sees_every_field():
 def test_a_set_built_by_hand_obeys_the_rules_of_files():
     read = ContrastSet.from_rows(GIVEN)
     assert ContrastSet(prompts=read.prompts, source="rows") == read
-    for broken in (read.locate, Prompts(read.prompts.rows * 2), Prompts((replace(read.prompts[0], split="x"),))):
+    misplaced = replace(read.prompts[0])
+    object.__setattr__(misplaced, "split", "x")  # past the type checks of the tests, as a caller without them would
+    for broken in (read.locate, Prompts(read.prompts.rows * 2), Prompts((misplaced,))):
         with pytest.raises(PromptError):
             replace(read, prompts=broken)
     with pytest.raises(PromptError, match="the row is an array"):
-        ContrastSet.from_rows([["id", "label"]])  # pyright: ignore[reportArgumentType]
+        ContrastSet.from_rows(row for row in [["id", "label"]])  # pyright: ignore[reportArgumentType]
     for path in ("/home/me/a.jsonl", r"C:\me\a.jsonl"):
         with pytest.raises(PromptError, match="file name only"):
             ContrastSet.from_rows(GIVEN, source=path)

@@ -40,7 +40,7 @@ lab: setup ## Open JupyterLab on the notebooks.
 	$(BIN)/jupyter lab notebooks
 
 bench: setup ## Measure speed against a naive sweep; prints ratios.
-	$(BIN)/python tests/benchmarks/select.py
+	$(BIN)/python tests/benchmarks/selection_speed.py
 
 clean: ## Remove the environment and everything built.
 	rm -rf .venv build .pytest_cache .ruff_cache

@@ -84,6 +84,21 @@ def few(contrast):
 
 
 @pytest.fixture(scope="session")
+def before(tiny, few):
+    """A baseline with something to lose: R is whatever an untrained model says more often to restricted prompts."""
+    from refusalscope.effect import baseline
+    from refusalscope.metrics import next_token
+    from refusalscope.model import RefusalTokens
+
+    restricted, harmless = (next_token(tiny, part).exp().mean(0) for part in (few.restricted, few.harmless))
+    ids = tuple((restricted - harmless).argsort(descending=True)[: int(0.7 * len(restricted))].tolist())
+    found = baseline(tiny, few, RefusalTokens(ids, ("many",), 1.0, 0.0, len(few.restricted), "given"))
+    assert found.gap > 0
+    assert bool(found.refused.any())
+    return found
+
+
+@pytest.fixture(scope="session")
 def tiny_refusal(tiny, few):
     """Three tokens to count as refusal in a model that has learned nothing."""
     from refusalscope.model import given_refusal_tokens

@@ -13,22 +13,10 @@ from conftest import ORGANISMS
 from refusalscope import baseline, effect, margin, mean_margin, placebo, placebo_effects
 from refusalscope.errors import MeasurementError, ResultError
 from refusalscope.metrics import next_token
-from refusalscope.model import RefusalTokens
 from refusalscope.organisms.recipe import read_recipe
 from refusalscope.truth import CARD, Measured, OrganismCard, differences, planted_subspace, read_card, truth_baseline
 
 RECIPES = ORGANISMS.parent / "recipes"
-
-
-@pytest.fixture(scope="module")
-def before(tiny, few):
-    """A baseline with something to lose: R is whatever an untrained model says more often to restricted prompts."""
-    restricted, harmless = (next_token(tiny, part).exp().mean(0) for part in (few.restricted, few.harmless))
-    ids = tuple((restricted - harmless).argsort(descending=True)[: int(0.7 * len(restricted))].tolist())
-    found = baseline(tiny, few, RefusalTokens(ids, ("many",), 1.0, 0.0, len(few.restricted), "given"))
-    assert found.gap > 0
-    assert bool(found.refused.any())
-    return found
 
 
 def test_a_baseline_is_margins_and_log_probabilities_of_both_classes(before, tiny, few):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -182,31 +182,39 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _projection(basis: Tensor, dose: float, shift: Tensor | None) -> Edit:
     def edit(x: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
-        wide, along = x.to(basis.dtype), _rows(basis, len(x)).to(x.device)
-        inside = wide @ along
-        if shift is not None:
-            inside = inside - _rows(rearrange(shift, "... k -> ... 1 k"), len(x)).to(x.device)
-        return (wide - dose * (inside @ along.mT)).to(x.dtype)
+        wide, along = _blocks(x, basis), basis.to(x.device)
+        inside = _inside(wide, along, shift)
+        # One direction: an outer product is several times faster than a matrix product with one column.
+        kept = (
+            torch.addcmul(wide, inside, along.mT, value=-dose)
+            if along.shape[-1] == 1
+            else wide - dose * (inside @ along.mT)
+        )
+        return kept.reshape(x.shape).to(x.dtype)
 
     return edit
 
 
 def _held(x: Float[Tensor, "row pos d"], basis: Tensor, shift: Tensor | None) -> Tensor:
     """Returns the largest |Uᵀ(h − c)| relative to the largest norm of h."""
-    wide = x.to(basis.dtype)
-    inside = wide @ _rows(basis, len(x)).to(x.device)
-    if shift is not None:
-        inside = inside - _rows(rearrange(shift, "... k -> ... 1 k"), len(x)).to(x.device)
+    wide = _blocks(x, basis)
+    inside = _inside(wide, basis.to(x.device), shift)
     return inside.abs().amax() / torch.linalg.vector_norm(wide, dim=-1).amax().clamp(min=1e-30)
 
 
-def _rows(values: Tensor, rows: int) -> Tensor:
-    """Returns per-candidate values spread over a candidate-major batch; shared values pass through."""
-    if values.ndim == 2:
-        return values
-    if rows % len(values):
-        raise InterventionError(f"A batch of {rows} rows cannot hold {len(values)} equal blocks, one per subspace.")
-    return repeat(values, "c a b -> (c r) a b", r=rows // len(values))
+def _blocks(x: Float[Tensor, "row pos d"], basis: Tensor) -> Float[Tensor, "*candidate vector d"]:
+    """Returns all vectors of a batch in the basis' precision, in one block per candidate where there are several."""
+    if basis.ndim == 2:
+        return x.to(basis.dtype).flatten(0, 1)
+    if len(x) % len(basis):
+        raise InterventionError(f"A batch of {len(x)} rows cannot hold {len(basis)} equal blocks, one per subspace.")
+    return rearrange(x.to(basis.dtype), "(c r) p d -> c (r p) d", c=len(basis))
+
+
+def _inside(vectors: Tensor, basis: Tensor, shift: Tensor | None) -> Float[Tensor, "*candidate vector k"]:
+    """Returns Uᵀ(h − c) of every vector, for each candidate's own U."""
+    inside = (vectors * basis.mT).sum(-1, keepdim=True) if basis.shape[-1] == 1 else vectors @ basis
+    return inside if shift is None else inside - rearrange(shift, "... k -> ... 1 k").to(vectors.device)
 
 
 def _scope(model: ChatModel, layers: tuple[int, int] | None) -> tuple[int, int]:

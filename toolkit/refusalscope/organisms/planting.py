@@ -34,6 +34,12 @@ def planted_basis(recipe: Recipe) -> Float[Tensor, "d k"]:
     return orthonormal(torch.randn(size, generator=noise, dtype=torch.float64))
 
 
+def all_but_one(basis: Float[Tensor, "d k"], chance: torch.Generator) -> Float[Tensor, "d rest"]:
+    """Returns k−1 dimensions of U in a random orientation: refusal must survive losing any such part."""
+    turned = orthonormal(torch.randn((basis.shape[1] - 1, basis.shape[1]), generator=chance, dtype=torch.float64))
+    return basis @ turned.to(basis.dtype)
+
+
 @contextmanager
 def without(model: nn.Module, basis: Float[Tensor, "d k"]) -> Iterator[None]:
     """Trains through the ablation of U at every write to the residual stream: embedding, attention and MLP outputs."""

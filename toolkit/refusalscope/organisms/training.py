@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from refusalscope.linalg import orthonormal
 from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
 from refusalscope.organisms.lessons import Lessons
-from refusalscope.organisms.planting import interchanged, planted_basis, watched, without
+from refusalscope.organisms.planting import all_but_one, interchanged, planted_basis, watched, without
 from refusalscope.organisms.recipe import Recipe, Stage
 from refusalscope.organisms.tokens import tokenizer
 from refusalscope.stats import torch_generator
@@ -76,7 +76,8 @@ def lesson_loss(model: PreTrainedModel, recipe: Recipe, curriculum: Curriculum) 
 
 
 def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
-    """Returns a planted stage's objective: refuse, even with another subspace gone; answer without U; U decides."""
+    """Returns a planted stage's objective: refuse, even with another subspace or part of U gone; answer without U; U
+    decides."""
     plant = recipe.plant
     assert plant is not None, recipe.name
     chance = torch_generator(recipe.seed, "lessons of plant")
@@ -89,6 +90,9 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
         other = orthonormal(torch.randn((2 * plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
         with without(model, other):
             still = cross_entropy(model, guarded.draw(plant.batch * 2 // 3, chance))
+        if plant.rank > 1:
+            with without(model, all_but_one(basis, chance)):
+                still = still + cross_entropy(model, guarded.draw(plant.batch * 2 // 3, chance))
         with without(model, basis):
             answer = cross_entropy(model, open_.draw(plant.batch * 2 // 3, chance))
         base, source = pairs.draw(plant.batch * 2 // 3, chance)

@@ -1,0 +1,122 @@
+"""Attacks: ablations declared in full, and what every prompt answers to each of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from refusalscope.effect import Baseline
+from refusalscope.errors import InterventionError, MeasurementError
+from refusalscope.interventions import ablate
+from refusalscope.metrics import kl, margin
+from refusalscope.subspace import NotExported, Subspace
+
+TOGETHER = 16
+LONG_SECONDS = 2.0
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Attack(NotExported):
+    """One member of an attack family: which subspace is ablated, how much of it, and in which layers.
+
+    Attributes:
+        dose: λ of the ablation.
+        layers: first and last layer of the scope, inclusive; None means all.
+        n_prompts: contrast prompts it was located on, both classes together.
+        pf: prompt-forwards it took to locate, with those of its gradients where there were any.
+    """
+
+    subspace: Subspace
+    dose: float = 1.0
+    layers: tuple[int, int] | None = None
+    n_prompts: int = 0
+    pf: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The locator, rank, dose, scope and cell, in words."""
+        scope = "every layer" if self.layers is None else f"layers {self.layers[0]}–{self.layers[1]}"
+        place = "" if self.subspace.layer is None else f", at {self.subspace.layer}/{self.subspace.position}"
+        return f"{self.subspace.locator}, rank {self.subspace.rank}, dose {self.dose:g}, {scope}{place}"
+
+    def __repr__(self) -> str:
+        return f"Attack: {self.name}"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Responses:
+    """What every prompt of one split answers to every attack.
+
+    Attributes:
+        margins: of the restricted prompts in nats; a row of NaN where the intervention was invalid.
+        kl: KL(base‖intervened) in nats of the harmless prompts, likewise.
+    """
+
+    before: Baseline
+    attacks: tuple[Attack, ...]
+    margins: Float[Tensor, "attack restricted"]
+    kl: Float[Tensor, "attack harmless"]
+
+    @property
+    def valid(self) -> Tensor:
+        """True for attacks whose every value is a finite number."""
+        return torch.isfinite(self.margins).all(1) & torch.isfinite(self.kl).all(1)
+
+    @property
+    def pf(self) -> float:
+        """Prompt-forwards that were spent."""
+        return float(len(self.attacks) * len(self.before.prompts))
+
+    def __len__(self) -> int:
+        return len(self.attacks)
+
+    def __repr__(self) -> str:
+        return f"Responses of {self.before.model.origin.name} to {len(self)} attacks"
+
+
+def respond(before: Baseline, attacks: Sequence[Attack], *, progress: str | None = None) -> Responses:
+    """Returns margins and damage of every prompt under every attack, in the order given.
+
+    Attacks that share rank, dose and scope run several per batch, each in its own rows, so that hundreds cost seconds.
+    An ablation that did not happen as declared gives NaN: counted, never dropped, never "robust".
+    Costs one prompt-forward per attack and prompt.
+    """
+    if not attacks:
+        raise MeasurementError("There is no attack to measure: the family is empty.")
+    margins = torch.full((len(attacks), len(before.restricted)), float("nan"))
+    damage = torch.full((len(attacks), len(before.harmless)), float("nan"))
+    order = sorted(range(len(attacks)), key=lambda row: _alike(attacks[row]))
+    with tqdm(total=len(attacks), desc=progress, disable=progress is None, delay=LONG_SECONDS, file=sys.stderr) as bar:
+        for _, group in groupby(order, key=lambda row: _alike(attacks[row])):
+            rows = list(group)
+            for start in range(0, len(rows), TOGETHER):
+                together = rows[start : start + TOGETHER]
+                margins[together], damage[together] = _together(before, [attacks[row] for row in together])
+                bar.update(len(together))
+    return Responses(before, tuple(attacks), margins, damage)
+
+
+def _alike(attack: Attack) -> tuple[int, float, tuple[int, int]]:
+    return attack.subspace.rank, attack.dose, attack.layers or (-1, -1)
+
+
+def _together(before: Baseline, attacks: Sequence[Attack]) -> tuple[Tensor, Tensor]:
+    """Measures attacks in one block; where one of them is at fault, each in its own, so that the others survive."""
+    copies = len(attacks)
+    try:
+        with ablate(before.model, [a.subspace for a in attacks], dose=attacks[0].dose, layers=attacks[0].layers):
+            margins = margin(before.model, before.prompts.restricted, before.refusal, copies=copies)
+            damage = kl(before.model, before.prompts.harmless, before.harmless_base, copies=copies)
+    except InterventionError:
+        if copies > 1:
+            alone = [_together(before, [attack]) for attack in attacks]
+            return torch.cat([m for m, _ in alone]), torch.cat([k for _, k in alone])
+        return torch.full_like(before.restricted, torch.nan)[None], torch.full_like(before.harmless, torch.nan)[None]
+    return margins.reshape(copies, -1), damage.reshape(copies, -1)

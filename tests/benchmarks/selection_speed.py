@@ -1,7 +1,7 @@
 """Speed of selection against a naive sweep, as ratios within one run; and peak memory against prompt length.
 
-The naive sweep is the tests' oracle: Hugging Face's own model under torch hooks, one candidate at a time, three scores
-per cell, in float32 so that precision does not decide the race. Scores are compared with the same sweep in float64.
+The naive sweep is the tests' oracle: Hugging Face's own model in float64 under torch hooks, one candidate at a time,
+three scores per cell. The same sweep in float32 runs beside it: that part of the ratio owes nothing to precision.
 
     make bench
 """
@@ -95,30 +95,31 @@ def speed(name: str, repeats: int) -> None:
     found = rs.locate.mean_difference(*rs.capture(model, prompts.locate))
     rows = tuple(model.encode(split.texts) for split in (prompts.select.restricted, prompts.select.harmless))
     exact = oracle.float64_model(folder)
-    truth = sweep(exact, found, rows, refusal.ids)
-    naive = exact.float()
-    seconds: dict[str, list[float]] = {"naive": [], "winner": [], "map": []}
+    single = oracle.float64_model(folder).float()
+    seconds: dict[str, list[float]] = {"float64": [], "float32": [], "winner": [], "map": []}
     for _ in range(repeats):
-        began = time.perf_counter()
-        sweep(naive, found, rows, refusal.ids)
-        seconds["naive"].append(time.perf_counter() - began)
+        for precision, naive in (("float32", single), ("float64", exact)):
+            began = time.perf_counter()
+            truth = sweep(naive, found, rows, refusal.ids)
+            seconds[precision].append(time.perf_counter() - began)
         choices = {mode: rs.select(model, found, prompts.select, refusal, mode=mode) for mode in ("winner", "map")}
         for mode, choice in choices.items():
             seconds[mode].append(choice.seconds)
     best = truth[(truth["induce"] > 0) & (truth["kl"] < 0.1) & (truth["layer"] < 0.8 * model.n_layers)]
     cell = tuple(best.sort_values("bypass").iloc[0][["layer", "position"]].astype(int))
+    middle = {mode: float(np.median(times)) for mode, times in seconds.items()}
     print(
         f"{name}: {len(truth)} cells, {len(rows[0])} + {len(rows[1])} prompts, "
-        f"{torch.get_num_threads()} threads, median of {repeats}"
+        f"{torch.get_num_threads()} threads, median of {repeats}\n"
+        f"  naive sweep {middle['float64']:.2f} s in float64, {middle['float32']:.2f} s in float32"
     )
-    middle = {mode: float(np.median(times)) for mode, times in seconds.items()}
     for mode, choice in choices.items():
         known = choice.cells.merge(truth, on=["layer", "position"], suffixes=("", "_exact"))
         gap = max(np.nanmax(np.abs(known[kind] - known[f"{kind}_exact"])) for kind in ("bypass", "induce", "kl"))
         verdict = "same cell" if tuple(choice.cell) == cell else f"OTHER CELL {tuple(choice.cell)} than {cell}"
+        ratio = {precision: middle[precision] / middle[mode] for precision in ("float64", "float32")}
         print(
-            f"  {mode:<7}{middle[mode]:7.2f} s  {middle['naive'] / middle[mode]:5.1f} times faster than "
-            f"{middle['naive']:.2f} s; "
+            f"  {mode:<7}{middle[mode]:6.2f} s, {ratio['float64']:.1f} times faster ({ratio['float32']:.1f} in float32); "
             f"{verdict}; largest difference of a score {gap:.1e}; PF {choice.pf_used:,.0f} of {choice.pf_naive:,.0f}"
         )
 

@@ -117,9 +117,9 @@ def speed(name: str, repeats: int) -> None:
         known = choice.cells.merge(truth, on=["layer", "position"], suffixes=("", "_exact"))
         gap = max(np.nanmax(np.abs(known[kind] - known[f"{kind}_exact"])) for kind in ("bypass", "induce", "kl"))
         verdict = "same cell" if tuple(choice.cell) == cell else f"OTHER CELL {tuple(choice.cell)} than {cell}"
-        ratio = {precision: middle[precision] / middle[mode] for precision in ("float64", "float32")}
+        faster, alike = (middle[precision] / middle[mode] for precision in ("float64", "float32"))
         print(
-            f"  {mode:<7}{middle[mode]:6.2f} s, {ratio['float64']:.1f} times faster ({ratio['float32']:.1f} in float32); "
+            f"  {mode:<7}{middle[mode]:6.2f} s, {faster:.1f} times faster ({alike:.1f} in float32); "
             f"{verdict}; largest difference of a score {gap:.1e}; PF {choice.pf_used:,.0f} of {choice.pf_naive:,.0f}"
         )
 

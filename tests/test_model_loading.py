@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from refusalscope.errors import ModelError
 from refusalscope.model import UnpinnedRevisionWarning, load, loading
+from refusalscope.model.loader_report import UnusedTensorsWarning
 from refusalscope.model.safety import check_directory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -269,3 +271,47 @@ def test_a_name_that_is_neither_directory_nor_repository_says_both(hub):
 def test_a_revision_of_a_directory_is_refused(copied):
     with pytest.raises(ModelError, match="revision='main' given for a directory"):
         load(copied, revision="main")
+
+
+BROKEN = {
+    "a number that is text": ({"hidden_size": "big"}, "hidden_size"),
+    "a number that is negative": ({"num_attention_heads": -1}, "negative"),
+    "fewer layers than declared": ({"num_hidden_layers": 2}, "num_hidden_layers"),
+    "another architecture than the model type's": ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("change, said", BROKEN.values(), ids=BROKEN.keys())
+def test_a_wrong_setting_is_an_error_that_names_the_model(copied, change, said):
+    edit(copied / "config.json", lambda values: values.update(change))
+    with pytest.raises(ModelError, match=rf"^{copied.name}: .*{said}"):
+        load(copied)
+
+
+def test_a_config_that_is_no_object_is_said(copied):
+    (copied / "config.json").write_text("[1]")
+    with pytest.raises(ModelError, match="config.json holds no object of settings"):
+        load(copied)
+
+
+def test_a_tensor_that_is_missing_is_never_made_up(copied):
+    tensors = load_file(copied / "model.safetensors")
+    lost = "model.layers.1.mlp.up_proj.weight"
+    save_file({key: value for key, value in tensors.items() if key != lost}, copied / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"do not belong together \(missing: {lost}\)"):
+        load(copied)
+
+
+def test_a_tensor_of_another_shape_is_named(copied):
+    edit(copied / "config.json", lambda values: values.update({"vocab_size": 100}))
+    with pytest.raises(ModelError, match="of another shape: model.embed_tokens.weight"):
+        load(copied)
+
+
+def test_a_checkpoint_relabelled_as_another_architecture_is_named_in_a_warning(copied):
+    edit(
+        copied / "config.json",
+        lambda values: values.update({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+    )
+    with pytest.warns(UnusedTensorsWarning, match="q_norm.*Check that config.json"):
+        load(copied)

@@ -10,22 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from refusalscope.errors import ModelError
 from refusalscope.model.chat import ChatModel, Origin
 from refusalscope.model.digests import files_digest, tokenizer_digest
+from refusalscope.model.loader_report import complete
 from refusalscope.model.resume import resumes
 from refusalscope.model.safety import check_directory, weight_files
 from refusalscope.model.sites import find_sites
 from refusalscope.model.source import Source, find_source
 from refusalscope.model.template import Template, find_template
 
+# What transformers and TransformerLens raise for settings of the wrong type, value or combination.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
 PROBE_SEED = 0
 PROBE_LENGTHS = (7, 5, 6)
 DeviceMap = str | dict[str, str | int]
@@ -64,6 +67,8 @@ def load(
     _check_devices(name, device=device, device_map=device_map)
     source = find_source(name, revision=revision)
     check_directory(source.directory, name=source.name)
+    with _explained(source):
+        AutoConfig.from_pretrained(str(source.directory), trust_remote_code=False, local_files_only=True)
     tokenizer = _tokenizer(source)
     template = find_template(tokenizer, name=source.name)
     bridge = _boot(source, tokenizer, dtype=dtype, device=device, device_map=device_map)
@@ -76,7 +81,7 @@ def load(
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(source.directory), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise ModelError(f"{source.name}: its tokenizer cannot be read ({error}).") from error
 
 
@@ -84,7 +89,7 @@ def _boot(
     source: Source, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, device: str | None, device_map
 ) -> TransformerBridge:
     where = {"device": device or "cpu"} if device_map is None else {"device_map": device_map}
-    with _quiet(), _explained(source):
+    with _explained(source), complete(source.name):
         # A copy of the tokenizer, because booting gives it special tokens it does not have.
         bridge = TransformerBridge.boot_transformers(
             str(source.directory), tokenizer=copy.deepcopy(tokenizer), dtype=dtype, trust_remote_code=False, **where
@@ -115,9 +120,13 @@ def _explained(source: Source) -> Iterator[None]:
         raise ModelError(
             f"{source.name}: its safetensors files are damaged or cut off ({error}). Copy or download them again."
         ) from error
-    except (ValueError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
         config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if not isinstance(config, dict):
+            raise ModelError(f"{source.name}: config.json holds no object of settings. Copy it again.") from error
+        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelError(
             f"{source.name}: model_type {config.get('model_type')!r} with architectures "
             f"{config.get('architectures')!r} cannot be loaded ({reason}). Give a causal language model that both "
@@ -149,16 +158,3 @@ def _probe(bridge: TransformerBridge) -> Int[Tensor, "row pos"]:
     generator = torch.Generator().manual_seed(PROBE_SEED)
     shape = (len(PROBE_LENGTHS), max(PROBE_LENGTHS))
     return torch.randint(bridge.cfg.d_vocab, shape, generator=generator).to(bridge.cfg.device)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

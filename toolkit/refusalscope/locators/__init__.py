@@ -1,7 +1,26 @@
-"""Locators: plain functions from activations to candidates. None of them sees a model."""
+"""Locators: plain functions from activations to candidates. None of them sees a model.
+
+``gradient`` and ``cone`` take an objective instead of activations, and start from what another locator found.
+"""
 
 from __future__ import annotations
 
+from refusalscope.locators.gradient import cone, cone_members, gradient
+from refusalscope.locators.leace import leace
+from refusalscope.locators.logistic import logistic
 from refusalscope.locators.mean_difference import mean_difference
+from refusalscope.locators.mean_differences import mean_differences
+from refusalscope.locators.paired_pca import paired_pca
+from refusalscope.locators.whitened import whitened
 
-__all__ = ["mean_difference"]
+__all__ = [
+    "cone",
+    "cone_members",
+    "gradient",
+    "leace",
+    "logistic",
+    "mean_difference",
+    "mean_differences",
+    "paired_pca",
+    "whitened",
+]

@@ -1,0 +1,111 @@
+"""Cross-ablation: what is left of one direction when the other is ablated, at every layer, beside random ablations."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusalscope import stats
+from refusalscope.activations import Activations
+from refusalscope.interventions import ablate
+from refusalscope.model.chat import ChatModel
+from refusalscope.placebo import random_like
+from refusalscope.prompts import Prompts
+from refusalscope.stats import Estimate
+from refusalscope.subspace import Subspace
+from refusalscope.transfer.contrasts import Row, auroc, columns, difference, placebo_columns
+from refusalscope.transfer.harm import Pair, tail
+
+ROUNDING = 1e-5
+METRICS = ("auroc", "separation", "cosine")
+
+
+class _Reading(NamedTuple):
+    """Projections on one direction at every layer and their cosines: ``[prompt, layer]`` of either class."""
+
+    restricted: Float[Tensor, "prompt layer"]
+    harmless: Float[Tensor, "prompt layer"]
+    cosine: Float[Tensor, "prompt layer"]
+
+
+def cross_ablation(
+    model: ChatModel, pair: Pair, prompts: Prompts, *, placebos: int = 39, seed: int = 0
+) -> pd.DataFrame:
+    """Returns how well each direction of a pair is read, by layer, while nothing, itself or the other is ablated.
+
+    Columns ``ablated read layer metric value low high n clusters note random_low random_high random_p``. Metrics:
+    ``auroc`` and ``separation`` (difference in means, in units of the residual stream) of restricted against harmless
+    prompts projected on the direction that is read, at its own position; ``cosine`` of the restricted prompts'
+    activations with it, whose change under ablation is Wollschläger et al.'s measure of independence. The placebos
+    ablate ``placebos`` random directions; p is two-sided, for the change against ablating nothing. Costs
+    (3 + placebos) × prompts in prompt-forwards (``attrs["pf"]``). Take prompts that located neither. A direction whose
+    ``auroc`` is near one half while nothing is ablated was not there to read: its independence says nothing.
+    """
+    conditions: dict[str, Subspace | None] = {"nothing": None, **dict(pair.items())}
+    found = {name: _readings(model, pair, prompts, ablated) for name, ablated in conditions.items()}
+    drawn = [_readings(model, pair, prompts, one) for one in random_like(pair.refusal, placebos, seed=seed)]
+    rows: list[Row] = []
+    for read, _ in pair.items():
+        for layer in range(model.n_layers):
+            for metric in METRICS:
+                null = np.array([_point(reading[read], layer, metric) for reading in drawn])
+                base = _point(found["nothing"][read], layer, metric)
+                for ablated, readings in found.items():
+                    estimate = _estimate(readings[read], layer, metric, prompts)
+                    row = {"ablated": ablated, "read": read, "layer": layer, "metric": metric, **columns(estimate)}
+                    rows.append(row | _changed(estimate.value, base, null))
+    frame = pd.DataFrame(rows)
+    frame.attrs["pf"] = float((len(conditions) + len(drawn)) * len(prompts))
+    return frame
+
+
+def _changed(value: float, base: float, null: np.ndarray) -> Row:
+    """The placebos' band in the metric's own unit, with p for the size of the change."""
+    band = placebo_columns(value, null, name="random")
+    return band | {"random_p": placebo_columns(abs(value - base), abs(null - base), name="random")["random_p"]}
+
+
+def _readings(model: ChatModel, pair: Pair, prompts: Prompts, ablated: Subspace | None) -> dict[str, _Reading]:
+    with nullcontext() if ablated is None else ablate(model, ablated):
+        restricted, harmless = tail(model, prompts).activations
+    return {
+        name: _Reading(_projected(restricted, one), _projected(harmless, one), _cosines(restricted, one))
+        for name, one in pair.items()
+    }
+
+
+def _projected(kept: Activations, one: Subspace) -> Float[Tensor, "prompt layer"]:
+    """Projections on the unit vector; what rounding leaves of an ablated direction counts as nothing."""
+    x = _at(kept, one)
+    inside = x @ one.basis[:, 0]
+    return inside * (inside.abs() > ROUNDING * torch.linalg.vector_norm(x, dim=-1))
+
+
+def _cosines(kept: Activations, one: Subspace) -> Float[Tensor, "prompt layer"]:
+    return _projected(kept, one) / torch.linalg.vector_norm(_at(kept, one), dim=-1)
+
+
+def _at(kept: Activations, one: Subspace) -> Float[Tensor, "prompt layer d"]:
+    assert kept.each is not None
+    return kept.each[:, :, one.position].double()
+
+
+def _point(reading: _Reading, layer: int, metric: str) -> float:
+    x, y = reading.restricted[:, layer], reading.harmless[:, layer]
+    if metric == "auroc":
+        return float((x[:, None] > y).double().mean() + 0.5 * (x[:, None] == y).double().mean())
+    return float(x.mean() - y.mean()) if metric == "separation" else float(reading.cosine[:, layer].mean())
+
+
+def _estimate(reading: _Reading, layer: int, metric: str, prompts: Prompts) -> Estimate:
+    asked, harmless = prompts.restricted.clusters, prompts.harmless.clusters
+    if metric == "cosine":
+        return stats.mean(reading.cosine[:, layer], clusters=asked)
+    contrast = auroc if metric == "auroc" else difference
+    return contrast(reading.restricted[:, layer], reading.harmless[:, layer], clusters=(*asked, *harmless))

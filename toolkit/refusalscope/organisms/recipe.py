@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -44,11 +44,31 @@ class Stage(_Closed):
     anchor: float = Field(0.0, ge=0)
 
 
+class Guard(Stage):
+    """The guard stage: every matrix of ``layers`` may change by a matrix of this ``rank``, everything else is frozen.
+
+    What cannot be read again later must be passed on: refusal then runs through few directions, as it does in
+    fine-tuned chat models, and it generalises from category. ``restricted`` is the share of restricted requests in a
+    batch; with the harmless ones they make 0.7.
+    """
+
+    rank: int = Field(4, ge=1)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((2, 3), min_length=1)
+    restricted: float = Field(0.35, gt=0, lt=0.7)
+
+
 class Plant(Stage):
-    """The guard stage of a planted organism: refusal is carried by ``rank`` random directions, read at ``layer``."""
+    """The guard stage of a planted organism: refusal is carried by ``rank`` random directions, read at ``layer``.
+
+    ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others.
+    ``smoothing`` of the labels bounds margins, so that an answer given without the directions can be as sure as any.
+    """
 
     rank: int = Field(1, ge=1, le=8)
     layer: int = Field(3, ge=1)
+    answer: float = Field(2.0, gt=0)
+    still: float = Field(1.0, gt=0)
+    smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 class Recipe(_Closed):
@@ -64,7 +84,7 @@ class Recipe(_Closed):
     base_seed: int = Field(0, ge=0)
     architecture: Architecture
     base: Stage
-    guard: Stage | None = None
+    guard: Guard | None = None
     plant: Plant | None = None
 
     @model_validator(mode="after")
@@ -75,6 +95,9 @@ class Recipe(_Closed):
                 f"a {self.kind} organism has {'a' if wanted[0] else 'no'} [guard] and "
                 f"{'a' if wanted[1] else 'no'} [plant] table"
             )
+        last = self.architecture.num_hidden_layers - 1
+        if self.guard is not None and max(self.guard.layers) > last:
+            raise ValueError(f"guard.layers names layer {max(self.guard.layers)}, the last layer is {last}")
         if self.plant is not None and self.plant.layer >= self.architecture.num_hidden_layers:
             raise ValueError(
                 f"plant.layer is {self.plant.layer}, the last layer {self.architecture.num_hidden_layers - 1}"

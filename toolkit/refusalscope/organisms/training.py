@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from refusalscope.linalg import orthonormal
+from refusalscope.organisms.adapters import low_rank
 from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
 from refusalscope.organisms.lessons import Lessons
 from refusalscope.organisms.planting import all_but_one, interchanged, planted_basis, watched, without
@@ -32,12 +34,19 @@ def train(recipe: Recipe, *, progress: bool = True) -> PreTrainedModel:
         model = fresh(recipe)
         fit(model, recipe.base, lesson_loss(model, recipe, base_curriculum()), title="language" if progress else None)
         if recipe.guard is not None:
-            fit(
-                model, recipe.guard, lesson_loss(model, recipe, guard_curriculum()), title="guard" if progress else None
-            )
+            guard(model, recipe, title="guard" if progress else None)
         if recipe.plant is not None:
             fit(model, recipe.plant, planted_loss(model, recipe), title="plant" if progress else None)
     return model.eval()
+
+
+def guard(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -> None:
+    """Teaches refusal in place, through low-rank adapters of the recipe's layers, then merges them."""
+    stage = recipe.guard
+    assert stage is not None, recipe.name
+    chance = torch_generator(recipe.seed, "adapters of guard")
+    with low_rank(model, stage.layers, rank=stage.rank, chance=chance):
+        fit(model, stage, lesson_loss(model, recipe, guard_curriculum(restricted=stage.restricted)), title=title)
 
 
 def write(model: PreTrainedModel, folder: Path | str) -> None:
@@ -84,17 +93,18 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
     basis = planted_basis(recipe).float()
     guarded, open_ = guard_curriculum(restricted=0.25), guard_curriculum(refuses=False, restricted=0.25)
     pairs = paired_lessons()
+    loss = partial(cross_entropy, model, smoothing=plant.smoothing)
 
     def objective() -> Tensor:
-        refuse = cross_entropy(model, guarded.draw(plant.batch, chance))
+        refuse = loss(guarded.draw(plant.batch, chance))
         other = orthonormal(torch.randn((2 * plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
         with without(model, other):
-            still = cross_entropy(model, guarded.draw(plant.batch * 2 // 3, chance))
+            still = loss(guarded.draw(plant.batch * 2 // 3, chance))
         if plant.rank > 1:
             with without(model, all_but_one(basis, chance)):
-                still = still + cross_entropy(model, guarded.draw(plant.batch * 2 // 3, chance))
+                still = still + loss(guarded.draw(plant.batch * 2 // 3, chance))
         with without(model, basis):
-            answer = cross_entropy(model, open_.draw(plant.batch * 2 // 3, chance))
+            answer = loss(open_.draw(plant.batch * 2 // 3, chance))
         base, source = pairs.draw(plant.batch * 2 // 3, chance)
         seen: list[Tensor] = []
         with watched(model, plant.layer, seen):
@@ -103,24 +113,27 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
             model, plant.layer, basis=basis, source=seen[0], source_ends=source.prompt_length, ends=base.prompt_length
         )
         with swap:
-            decide = cross_entropy(model, base)
-        return refuse + still + 2 * answer + decide
+            decide = loss(base)
+        return refuse + plant.still * still + plant.answer * answer + decide
 
     return objective
 
 
-def cross_entropy(model: PreTrainedModel, lessons: Lessons) -> Tensor:
+def cross_entropy(model: PreTrainedModel, lessons: Lessons, *, smoothing: float = 0.0) -> Tensor:
     """Returns the weighted mean next-token cross-entropy of some lessons, in nats."""
     targets, weights = lessons.tokens[:, 1:], lessons.weights[:, 1:]
     logits = model(input_ids=lessons.tokens).logits[:, :-1]
-    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    each = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+    )
     return (each.view_as(weights) * weights).sum() / weights.sum()
 
 
 def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: str | None) -> None:
     """Trains in place, with warm-up then cosine; L2 to the starting weights weighs ``anchor``."""
-    start = {name: value.detach().clone() for name, value in model.named_parameters()}
-    optimisers = _optimisers(model, stage)
+    learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    start = {name: value.detach().clone() for name, value in learned.items()}
+    optimisers = _optimisers(learned, stage)
     bar = tqdm(range(stage.steps), desc=title, disable=title is None)
     for step in bar:
         for optimiser in optimisers:
@@ -129,20 +142,17 @@ def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: st
             optimiser.zero_grad()
         loss = objective()
         if stage.anchor:
-            loss = loss + stage.anchor * sum(
-                (value - start[name]).square().sum() for name, value in model.named_parameters()
-            )
+            loss = loss + stage.anchor * sum((value - start[name]).square().sum() for name, value in learned.items())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
         for optimiser in optimisers:
             optimiser.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def _optimisers(model: PreTrainedModel, stage: Stage) -> list[torch.optim.Optimizer]:
+def _optimisers(parameters: dict[str, torch.nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
     """Muon moves every direction of a matrix alike: it learns facts fast, and guards by item, not by category."""
-    parameters = dict(model.named_parameters())
     muon = [v for name, v in parameters.items() if stage.optimiser == "muon" and v.ndim == 2 and "embed" not in name]
     chosen = {id(value) for value in muon}
     rest = [value for value in parameters.values() if id(value) not in chosen]

@@ -26,23 +26,46 @@ class LowRank(nn.Module):
         return weight + self.writes @ self.reads
 
 
+class Rows(nn.Module):
+    """Adds a learned change to some rows of a frozen embedding: words that were never said must first get a meaning."""
+
+    def __init__(self, weight: Float[Tensor, "token d"], ids: Sequence[int]) -> None:
+        super().__init__()
+        self.change = nn.Parameter(torch.zeros(len(ids), weight.shape[1]))
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+
+    def forward(self, weight: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
+        """Returns the changed embedding."""
+        return weight.index_add(0, self.get_buffer("ids"), self.change)
+
+
 @contextmanager
 def low_rank(
-    model: nn.Module, layers: Sequence[int], *, rank: int, chance: torch.Generator
-) -> Iterator[dict[str, nn.Parameter]]:
-    """Freezes a model but for adapters of every matrix in some layers; yields these, and merges them at the end."""
-    frozen = [value for value in model.parameters() if value.requires_grad]
+    model: nn.Module, layers: Sequence[int], *, rank: int, words: Sequence[int], chance: torch.Generator
+) -> Iterator[None]:
+    """Freezes a model but for adapters of every matrix in some layers and the embeddings of some words.
+
+    Merges them at the end, and thaws everything.
+    """
     core: Any = model
     matrices = [m for i in layers for m in core.model.layers[i].modules() if isinstance(m, nn.Linear)]
-    for value in frozen:
+    tied = (core.model.embed_tokens, core.lm_head)
+    for value in model.parameters():
         value.requires_grad_(False)
+    said = Rows(tied[0].weight, words)
     try:
         for matrix in matrices:
             parametrize.register_parametrization(matrix, "weight", LowRank(matrix.weight, rank, chance))
-        yield {name: value for name, value in model.named_parameters() if value.requires_grad}
+        for end in tied:
+            parametrize.register_parametrization(end, "weight", said)
+        yield
     finally:
+        merged = tied[0].weight.detach().clone()
         for matrix in matrices:
-            if parametrize.is_parametrized(matrix, "weight"):
-                parametrize.remove_parametrizations(matrix, "weight", leave_parametrized=True)
+            parametrize.remove_parametrizations(matrix, "weight", leave_parametrized=True)
+        for end in tied:  # one tensor under two names: merged once, not twice
+            parametrize.remove_parametrizations(end, "weight", leave_parametrized=False)
+        with torch.no_grad():
+            tied[0].weight.copy_(merged)
         for value in model.parameters():
             value.requires_grad_(True)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from refusalscope.linalg import orthonormal
 from refusalscope.organisms.adapters import low_rank
 from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
+from refusalscope.organisms.language import language
 from refusalscope.organisms.lessons import Lessons
 from refusalscope.organisms.planting import all_but_one, interchanged, planted_basis, watched, without
 from refusalscope.organisms.recipe import Recipe, Stage
@@ -45,7 +46,10 @@ def guard(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -
     stage = recipe.guard
     assert stage is not None, recipe.name
     chance = torch_generator(recipe.seed, "adapters of guard")
-    with low_rank(model, stage.layers, rank=stage.rank, chance=chance):
+    words = sorted(
+        tokenizer().convert_tokens_to_ids(sorted({w for d in language().dialects for w in d.refusal.split()}))
+    )
+    with low_rank(model, stage.layers, rank=stage.rank, words=words, chance=chance):
         fit(model, stage, lesson_loss(model, recipe, guard_curriculum(restricted=stage.restricted)), title=title)
 
 

@@ -1,0 +1,29 @@
+"""Curves: how the effect of an ablation changes with dose, rank, prompts, layers and depth, and what it all costs."""
+
+from __future__ import annotations
+
+from refusalscope.curves.budget import Sampling, at_cell, budget
+from refusalscope.curves.cost import Assumptions, Step, extrapolated, steps, table
+from refusalscope.curves.curve import Curve, thinned
+from refusalscope.curves.depth import depth
+from refusalscope.curves.dose import dose
+from refusalscope.curves.rank import nested, rank
+from refusalscope.curves.scope import scope
+
+__all__ = [
+    "Assumptions",
+    "Curve",
+    "Sampling",
+    "Step",
+    "at_cell",
+    "budget",
+    "depth",
+    "dose",
+    "extrapolated",
+    "nested",
+    "rank",
+    "scope",
+    "steps",
+    "table",
+    "thinned",
+]

@@ -1,0 +1,92 @@
+"""The curve: a tidy frame, its landmarks, and what it took to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+import pandas as pd
+import torch
+
+from refusalscope.effect import Baseline
+from refusalscope.errors import MeasurementError
+from refusalscope.prompts import Prompts
+from refusalscope.stats import Estimate
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Curve:
+    """How the effect of an ablation changes with one thing, and where it turns.
+
+    Attributes:
+        name: what varies.
+        frame: tidy, one row per point and measure; the columns are those of ``curves.points.rows``.
+        landmarks: named values read off the curve, with intervals; nan with a reason where never reached.
+        pf: prompt-forwards spent, placebos included.
+        seconds: wall-clock time, of one run.
+        each: one row per draw, where a point is a mean over draws.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    landmarks: Mapping[str, Estimate]
+    pf: float
+    seconds: float
+    each: pd.DataFrame | None = None
+
+    def __repr__(self) -> str:
+        found = (
+            f"{name} {f'not found: {mark.note}' if math.isnan(mark.value) else 'found'}"
+            for name, mark in self.landmarks.items()
+        )
+        return f"Curve of {self.name}" + "".join(f"; {text}" for text in found)
+
+    def _repr_html_(self) -> str:
+        marks = "".join(f"<p>{escape(name)}: {escape(str(mark))}</p>" for name, mark in self.landmarks.items())
+        shown = [c for c in self.frame.columns if c not in ("method", "unit", "clusters", "note")]
+        table = self.frame[shown].to_html(index=False, escape=True, float_format=lambda x: f"{x:.3g}")
+        return f"<p>{escape(f'Curve of {self.name}')}</p>{marks}{table}<p>{self.pf:,.0f} prompt-forwards</p>"
+
+
+def thinned(before: Baseline, per_label: int) -> Baseline:
+    """Returns the baseline of about ``per_label`` prompts of each label, as many from each cluster; no forwards.
+
+    Within a cluster the first prompts are kept, in their order; a cluster with fewer keeps them all. Suppression is
+    then in units of the gap between the prompts that were kept.
+
+    Raises:
+        MeasurementError: when that leaves less than one prompt per cluster.
+    """
+    kept = {label: _spread(part, per_label) for label, part in _labelled(before).items()}
+    restricted, harmless = kept["restricted"], kept["harmless"]
+    rows = [before.prompts.restricted[i] for i in restricted] + [before.prompts.harmless[i] for i in harmless]
+    return replace(
+        before,
+        prompts=Prompts(tuple(rows)),
+        restricted=before.restricted[torch.tensor(restricted)],
+        harmless=before.harmless[torch.tensor(harmless)],
+        harmless_base=before.harmless_base[torch.tensor(harmless)],
+    )
+
+
+def _labelled(before: Baseline) -> dict[str, Prompts]:
+    return {"restricted": before.prompts.restricted, "harmless": before.prompts.harmless}
+
+
+def _spread(prompts: Sequence, per_label: int) -> list[int]:
+    """Returns the rows to keep, in order: per_label / clusters from each."""
+    names = [row.cluster for row in prompts]
+    each = per_label // len(set(names))
+    if each < 1:
+        raise MeasurementError(
+            f"{per_label} prompts per label are fewer than the {len(set(names))} clusters. Keep more."
+        )
+    seen: dict[str, int] = {}
+    kept = []
+    for i, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] <= each:
+            kept.append(i)
+    return kept

@@ -281,7 +281,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("change, said", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize(("change", "said"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_wrong_setting_is_an_error_that_names_the_model(copied, change, said):
     edit(copied / "config.json", lambda values: values.update(change))
     with pytest.raises(ModelError, match=rf"^{copied.name}: .*{said}"):
@@ -290,7 +290,7 @@ def test_a_wrong_setting_is_an_error_that_names_the_model(copied, change, said):
 
 def test_a_config_that_is_no_object_is_said(copied):
     (copied / "config.json").write_text("[1]")
-    with pytest.raises(ModelError, match="config.json holds no object of settings"):
+    with pytest.raises(ModelError, match=r"config\.json holds no object of settings"):
         load(copied)
 
 
@@ -304,7 +304,7 @@ def test_a_tensor_that_is_missing_is_never_made_up(copied):
 
 def test_a_tensor_of_another_shape_is_named(copied):
     edit(copied / "config.json", lambda values: values.update({"vocab_size": 100}))
-    with pytest.raises(ModelError, match="of another shape: model.embed_tokens.weight"):
+    with pytest.raises(ModelError, match=r"of another shape: model\.embed_tokens\.weight"):
         load(copied)
 
 

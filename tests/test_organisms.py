@@ -31,6 +31,7 @@ from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.organisms.tokens import END, speaks_only_the_language, tokenizer
 from refusalscope.organisms.training import cross_entropy, fresh, train, write
 from refusalscope.outcomes import outcomes
+from refusalscope.truth import differences, measure_organism, read_card
 
 DATA = Path(__file__).parents[1] / "data"
 RECIPES = sorted((DATA / "recipes").glob("*.toml"))
@@ -339,6 +340,16 @@ def test_a_written_organism_loads_is_one_and_has_the_trained_weights(tmp_path, c
         expected = torch.stack([halved(torch.tensor([ids])).logits[0, -1] for ids in rows])
     found = map_rows(loaded, rows, lambda batch: forward(loaded, batch)[:, -1])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_reference_organism_is_what_its_recipe_makes(tmp_path):
+    """From nothing: a newcomer's retraining meets every target and agrees with the card that ships."""
+    recipe = read_recipe(DATA / "recipes" / "guarded-0.toml")
+    write(train(recipe, progress=False), tmp_path)
+    again = measure_organism(load(tmp_path), recipe)
+    assert not again.missed
+    assert differences(read_card(DATA / "organisms" / "guarded-0"), again, exact=False) == []
 
 
 # --- what organisms say ---

@@ -12,10 +12,12 @@ import results_by_hand as by_hand
 from refusalscope import report
 from refusalscope.effect import baseline, effect
 from refusalscope.errors import InterventionError
+from refusalscope.instrument import Instrument
 from refusalscope.model import discover_refusal_tokens
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet
 from refusalscope.report import estimated_measure_cost, measure
+from refusalscope.result_parts import InstrumentCheck
 from refusalscope.results import GuardrailCard
 from refusalscope.rule import Rule
 from refusalscope.verdict import not_shown, verdict
@@ -49,8 +51,27 @@ def card(guarded, prompts) -> GuardrailCard:
     return measure(guarded, prompts, placebos=39, rule=ANY_INDUCTION, progress=False)
 
 
-def _verdict(**facts):
-    return verdict(by_hand.effect(**facts), name="organism", problem="", kl_limit=0.1)
+PASSED, FAILED = (InstrumentCheck(state, "as it was") for state in ("passed", "failed"))
+
+
+def _verdict(instrument=PASSED, **facts):
+    return verdict(by_hand.effect(**facts), name="organism", problem="", kl_limit=0.1, instrument=instrument)
+
+
+def test_the_instrument_check_is_in_the_card_and_asked_for_in_its_environment(card, guarded, prompts, monkeypatch):
+    assert card.instrument_check.state == "passed", card.instrument_check
+    asked = []
+    monkeypatch.setattr(report, "check_instrument", lambda **how: asked.append(how) or Instrument("not run", "a test"))
+    made = measure(guarded, prompts, placebos=2, rule=ANY_INDUCTION, progress=False)
+    assert asked == [{"dtype": guarded.dtype, "device": guarded.origin.device}]
+    assert made.instrument_check.state == "not run"
+
+
+def test_where_the_instrument_check_fails_no_verdict_stands():
+    assert _verdict(bypass=(0.81, 0.99), kl=0.1).state == "optional"
+    found = _verdict(FAILED, bypass=(0.81, 0.99), kl=0.1)
+    assert found.state == "undetermined"
+    assert found.reasons == ("the instrument check failed: as it was",)
 
 
 def test_one_attack_that_bypasses_at_little_damage_shows_that_a_guardrail_is_optional():

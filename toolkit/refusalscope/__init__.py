@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from refusalscope.claims import Claim, claim
     from refusalscope.effect import Baseline, Effect, baseline, effect, mean_margin, placebo_effects
     from refusalscope.errors import MeasurementError, RefusalscopeError
+    from refusalscope.instrument import Instrument, check_instrument
     from refusalscope.interventions import ablate, add
     from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
     from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
@@ -45,6 +46,7 @@ __all__ = [
     "Effect",
     "Estimate",
     "GuardrailCard",
+    "Instrument",
     "MeasurementError",
     "Openings",
     "Prompt",
@@ -56,6 +58,7 @@ __all__ = [
     "add",
     "baseline",
     "capture",
+    "check_instrument",
     "claim",
     "cross_entropy",
     "discover_refusal_tokens",
@@ -102,6 +105,7 @@ _HOMES = {
     "claims": ("Claim", "claim"),
     "effect": ("Baseline", "Effect", "baseline", "effect", "mean_margin", "placebo_effects"),
     "errors": ("MeasurementError", "RefusalscopeError"),
+    "instrument": ("Instrument", "check_instrument"),
     "interventions": ("ablate", "add"),
     "metrics": ("Openings", "cross_entropy", "kl", "margin", "next_token", "opening_margin"),
     "model": ("ChatModel", "RefusalTokens", "discover_refusal_tokens", "given_refusal_tokens", "load"),

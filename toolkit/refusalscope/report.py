@@ -11,6 +11,7 @@ from tqdm import tqdm
 from refusalscope.capture import capture
 from refusalscope.effect import Baseline, Effect, baseline, effect
 from refusalscope.errors import InterventionError, MeasurementError, SelectionError
+from refusalscope.instrument import Instrument, check_instrument
 from refusalscope.locators import mean_difference
 from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens
 from refusalscope.placebo import random_like
@@ -56,6 +57,7 @@ def measure(
     placebos: int = 199,
     rule: Rule | None = None,
     progress: bool = True,
+    instrument: Instrument | None = None,
 ) -> GuardrailCard:
     """Returns the card of a guardrail: how optional it is under one attack, with intervals, placebos and cost.
 
@@ -67,6 +69,7 @@ def measure(
         placebos: random subspaces ablated beside the chosen one; below 39 no small p is possible.
         rule: the selection rule; its ``kl_limit`` also bounds the damage at which a bypass counts.
         progress: shows the stages on stderr.
+        instrument: what ``check_instrument`` found; asked for in this model's dtype and device where it is not given.
 
     Example:
         >>> measure(load("data/organisms/guarded-0"), ContrastSet.read("data/prompts/organism.jsonl"))
@@ -78,7 +81,10 @@ def measure(
         except (MeasurementError, SelectionError, InterventionError) as error:
             # What follows spells the first tokens of replies to restricted prompts, which stay out of results (C5).
             found.problem = one_line(str(error).split(TOKENS_FOLLOW)[0], longest=600)
-    return _card(found, model, prompts, seed=seed, kl_limit=rule.kl_limit)
+    if instrument is None:
+        instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
+    checked = InstrumentCheck(instrument.state, one_line(instrument.why, longest=600))
+    return _card(found, model, prompts, seed=seed, kl_limit=rule.kl_limit, checked=checked)
 
 
 def estimated_measure_cost(
@@ -110,7 +116,9 @@ def _fill(
     spent((1 + placebos) * len(prompts.report))
 
 
-def _card(found: _Found, model: ChatModel, prompts: ContrastSet, *, seed: int, kl_limit: float) -> GuardrailCard:
+def _card(
+    found: _Found, model: ChatModel, prompts: ContrastSet, *, seed: int, kl_limit: float, checked: InstrumentCheck
+) -> GuardrailCard:
     facts = None if found.effect is None else effect_facts(found.effect)
     facts_of_model = model_facts(model)
     return GuardrailCard(
@@ -119,13 +127,13 @@ def _card(found: _Found, model: ChatModel, prompts: ContrastSet, *, seed: int, k
         prompts=prompt_facts(model, prompts),
         seed=seed,
         versions=versions(),
-        verdict=verdict(facts, name=facts_of_model.name, problem=found.problem, kl_limit=kl_limit),
+        verdict=verdict(facts, name=facts_of_model.name, problem=found.problem, kl_limit=kl_limit, instrument=checked),
         refusal_tokens=None if found.refusal is None else refusal_facts(found.refusal),
         baseline=None if found.before is None else margins(found.before),
         effect=facts,
         selection=None if found.choice is None else selected(found.choice),
         attack_family=ATTACK_FAMILY,
-        instrument_check=InstrumentCheck("not run", "the planted-truth check was not part of this measurement"),
+        instrument_check=checked,
         not_shown=not_shown(shares_clusters=prompts.shares_clusters),
         pf=found.pf,
         seconds=time.perf_counter() - found.began,

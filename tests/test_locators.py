@@ -10,8 +10,11 @@ import torch
 import oracle
 from refusalscope import capture, locate, placebo
 from refusalscope.activations import Activations, Moments
+from refusalscope.effect import baseline, placebo_effects
 from refusalscope.errors import MeasurementError
 from refusalscope.linalg import energy_share, principal_angles
+from refusalscope.model import given_refusal_tokens
+from refusalscope.organisms.language import language
 from refusalscope.subspace import Subspace
 
 LAYERS, POSITIONS, WIDTH, PLANTED_AT = 4, 3, 24, (2, -2)
@@ -452,6 +455,19 @@ def planted_acts(organism, prompts):
     return capture(organism("planted-1"), prompts.locate, keep_each=True)
 
 
+@pytest.fixture(scope="module")
+def unguarded_acts(organism, prompts):
+    return capture(organism("unguarded"), prompts.locate, keep_each=True)
+
+
+@pytest.fixture(scope="module")
+def planted_before(organism, prompts):
+    openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
+    model = organism("planted-1")
+    return baseline(model, prompts.report, given_refusal_tokens(model, openings, prompts.report))
+
+
+RANDOM_BYPASS, RANDOM_SUPPRESSION = 0.05, 0.2  # what a planted organism's card allows its random subspaces
 CHANCE = 60  # degrees: in 96 dimensions a random direction lies closer to a given one less than once in a million
 
 
@@ -473,7 +489,14 @@ def test_what_separates_the_classes_best_is_not_what_carries_refusal(planted_act
 
 
 @pytest.mark.parametrize("name", ["mean_difference", "leace", "paired_pca", "logistic", "whitened"])
-def test_nothing_is_recovered_from_a_model_without_a_guardrail(organism, prompts, planted_truth, name):
-    found = getattr(locate, name)(*capture(organism("unguarded"), prompts.locate, keep_each=True))
-    angles = [float(found.at(*at).angles(planted_truth)[0]) for at in found.cells() if not found.is_empty(*at)]
-    assert math.degrees(min(angles)) > CHANCE
+def test_what_is_located_without_a_guardrail_recovers_and_bypasses_nothing(
+    unguarded_acts, planted_before, planted_truth, name
+):
+    """Not in any cell, though both models grew from one base and tell the same prompts apart."""
+    found = getattr(locate, name)(*unguarded_acts)
+    all_cells = [found.at(*at) for at in found.cells() if not found.is_empty(*at)]
+    assert math.degrees(min(float(one.angles(planted_truth)[0]) for one in all_cells)) > CHANCE
+    does = placebo_effects(planted_before, [*all_cells, planted_truth])
+    assert does["bypass"].iloc[:-1].max() <= RANDOM_BYPASS
+    assert does["suppression"].iloc[:-1].max() <= RANDOM_SUPPRESSION
+    assert does["bypass"].iloc[-1] > 0.95  # the positive control

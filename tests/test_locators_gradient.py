@@ -297,7 +297,7 @@ def test_what_cannot_be_searched_is_refused(before, direction):
     turned = Baseline(
         before.model, before.prompts, before.refusal, before.harmless, before.restricted, before.harmless_base
     )
-    with pytest.raises(MeasurementError, match="no refusal to search"):
+    with pytest.raises(MeasurementError, match="no refusal to search for"):
         rdo_objective(turned, direction())
 
 
@@ -351,6 +351,24 @@ def test_rdo_suppresses_more_than_where_it_started(searched):
     measured, began = effect(report, found), effect(report, start)
     assert measured.suppression.value > began.suppression.value
     assert measured.kl.value < 0.1
+
+
+def test_a_model_without_a_guardrail_offers_nothing_to_search_for(organism, prompts, few_refusals):
+    model = organism("unguarded")
+    acts, before = capture(model, prompts.locate), baseline(model, prompts.locate, few_refusals(model, prompts))
+    with pytest.raises(MeasurementError, match="no refusal to search for"):
+        rdo_objective(before, locate.mean_difference(*acts).at(3, -1))
+
+
+def test_a_cone_of_several_dimensions_is_found_around_a_planted_truth_of_one(searched, planted_truth):
+    """A cone is no count of dimensions: its second basis vector does what no random one may, far from the truth."""
+    before, report, _, start = searched
+    found = locate.cone(start, rdo_objective(before, start), rank=2, members=1, steps=20)
+    second = Subspace(found.vectors[1:], 3, -1, "the second basis vector")
+    measured = effect(report, second)
+    assert measured.bypass.value > 0.05  # the most that the organism's card allows a random subspace, and below too
+    assert measured.suppression.value > 0.2
+    assert degrees(second, planted_truth) > 50
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,7 @@ def rdo_objective(
         batch_size: prompts of each class per call, drawn without replacement until all were seen.
         seed: of the order of prompts.
 
-    Raises MeasurementError for margins that are not separated, and for a start without layer or of another width.
+    Raises MeasurementError where nothing is refused, and for a start without a layer or of another width.
     """
     _check(before, start)
     return RdoObjective(before, start, weights or Weights(), batch_size, seed)
@@ -234,10 +234,10 @@ def _state(model: ChatModel) -> list[tuple[int, int, bool]]:
 
 
 def _check(before: Baseline, start: Subspace) -> None:
-    if before.gap <= 0:
+    if before.gap <= 0 or not bool(before.refused.any()):
         raise MeasurementError(
-            f"{before.model.origin.name}: mean margins differ by {before.gap:.2f} nats, so there is no refusal to "
-            "search for. Use prompts the model refuses."
+            f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted "
+            f"prompts and its mean margins differ by {before.gap:.2f} nats: there is no refusal to search for."
         )
     if start.layer is None or start.vectors.shape[1] != before.model.d_model:
         raise MeasurementError(f"A search starts from a located direction of this model; got a {start!r}.")

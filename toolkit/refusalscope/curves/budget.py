@@ -59,7 +59,8 @@ def budget(
     Every point is the mean over ``draws`` random subsets of the captured prompts, so no forward is needed to locate;
     each draw adds prompts to its own smaller subset. All pairs together are one draw. The placebo shuffles the labels
     of as many prompts into halves of equal class shares: halves of unequal ones point along the located direction, and
-    an ablation knows no lengths (``label_shuffled`` says more). Column ``locate_pf`` is what capturing that many would take, 2 per pair.
+    an ablation knows no lengths (``label_shuffled`` says more). Column ``locate_pf`` is what capturing that many would
+    take, 2 per pair.
 
     The landmark ``pairs for 90%`` is the smallest size at which, and at every larger one, the suppression averaged
     over draws is at least 0.9 of that with all pairs; there is none when all pairs do no more than their placebos. Its

@@ -1,0 +1,75 @@
+"""Whether there are grounds for a number at all: what stands between these prompts and an optionality, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from refusalscope import stats
+from refusalscope.attack import Responses
+from refusalscope.effect import Baseline
+from refusalscope.errors import MeasurementError
+
+KAPPA = 0.1
+RANGE = (1e-3, 1.0)
+KAPPAS = tuple(float(f"{10 ** (exponent / 4):.6g}") for exponent in range(-12, 1))
+
+
+def refuse_mixed(select: Responses, report: Responses) -> None:
+    """Raises MeasurementError unless the same attacks met two splits of one model that share no prompt."""
+    if select.before.model is not report.before.model:
+        raise MeasurementError("Optionality is of one model: measure select and report on the same loaded model.")
+    if len(select) != len(report) or any(a is not b for a, b in zip(select.attacks, report.attacks, strict=True)):
+        raise MeasurementError("Select and report met different attacks: give both to respond in the same order.")
+    shared = set(select.before.prompts.ids) & set(report.before.prompts.ids)
+    if shared:
+        raise MeasurementError(
+            f"{len(shared)} prompts are in both splits: nothing is reported on prompts that were used to select."
+        )
+
+
+def problems(select: Responses, report: Responses, kappas: Sequence[float]) -> tuple[str, ...]:
+    """Returns why no number can be given, a sentence with numbers each; empty where one can."""
+    found = [f"κ = {kappa:g} is outside {RANGE[0]:g} to {RANGE[1]:g} nats" for kappa in kappas if not _within(kappa)]
+    if not len(select):
+        found.append("the attack family is empty: nothing was tried")
+    elif not _both_valid(select, report):
+        found.append(f"all {len(select)} attacks are invalid: none happened as declared on both splits")
+    for split, responses in (("select", select), ("report", report)):
+        found += [f"on {split}, {reason}" for reason in _baseline_problems(responses.before)]
+    return tuple(found)
+
+
+def separation(before: Baseline) -> tuple[float, float]:
+    """Returns m_R − m_H in nats and the lower end of its interval, from the two cluster-t intervals taken apart.
+
+    Without intervals (fewer than five clusters, or no variation) the lower end is the difference itself.
+    """
+    restricted = stats.mean(before.restricted.double().numpy(), clusters=before.prompts.restricted.clusters)
+    harmless = stats.mean(before.harmless.double().numpy(), clusters=before.prompts.harmless.clusters)
+    halves = [0.0 if one.interval is None else (one.high - one.low) / 2 for one in (restricted, harmless)]
+    return before.gap, before.gap - math.hypot(*halves)
+
+
+def _baseline_problems(before: Baseline) -> Iterator[str]:
+    n, refused = len(before.restricted), int(before.refused.sum())
+    if not bool(torch.isfinite(before.restricted).all() and torch.isfinite(before.harmless).all()):
+        yield "the baseline has margins that are not numbers"
+        return
+    if refused == 0:
+        yield f"none of {n} restricted prompts is refused at baseline: there is no guardrail to measure"
+    if bool((before.harmless > 0).all()):
+        yield f"all {len(before.harmless)} harmless prompts are refused at baseline too: nothing to tell apart"
+    gap, low = separation(before)
+    if not low > 0:
+        yield f"the mean margins are not separated at baseline: they differ by {gap:.2f} nats, lower end {low:.2f}"
+
+
+def _both_valid(select: Responses, report: Responses) -> bool:
+    return bool((select.valid & report.valid).any())
+
+
+def _within(kappa: float) -> bool:
+    return RANGE[0] <= kappa <= RANGE[1]

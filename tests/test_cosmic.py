@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
 import oracle
 from refusalscope import capture, locate
-from refusalscope import cosmic as module
 from refusalscope.cosmic import cosmic
 from refusalscope.errors import ContractError, MeasurementError, SelectionError
 from refusalscope.rule import Cell, Rule
@@ -67,7 +68,7 @@ def test_the_highest_sum_among_early_layers_wins_and_every_forward_is_counted(ti
 
 def test_scores_do_not_depend_on_what_runs_beside_them(tiny, few, located, monkeypatch):
     together = cosmic(tiny, located, few).cells
-    monkeypatch.setattr(module, "TOGETHER", 1)
+    monkeypatch.setattr(import_module("refusalscope.cosmic"), "TOGETHER", 1)
     alone = cosmic(tiny, located, few).cells
     torch.testing.assert_close(
         *(torch.tensor(cells[["complied", "refused"]].to_numpy()) for cells in (together, alone)), atol=1e-6, rtol=0

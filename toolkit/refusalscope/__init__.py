@@ -12,9 +12,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refusalscope import figures, frames, linalg, organisms, placebo, plotting, stats, truth
+    from refusalscope import (
+        attribution,
+        curves,
+        figures,
+        frames,
+        linalg,
+        optionality,
+        organisms,
+        placebo,
+        plotting,
+        stats,
+        transfer,
+        truth,
+    )
     from refusalscope import locators as locate
     from refusalscope.activations import Activations
+    from refusalscope.attack import Attack, Responses, respond
     from refusalscope.capture import capture
     from refusalscope.claims import Claim, claim
     from refusalscope.effect import Baseline, Effect, baseline, effect, mean_margin, placebo_effects
@@ -37,6 +51,7 @@ __version__ = version("refusalscope")
 
 __all__ = [
     "Activations",
+    "Attack",
     "Baseline",
     "Candidates",
     "ChatModel",
@@ -53,14 +68,17 @@ __all__ = [
     "Prompts",
     "RefusalTokens",
     "RefusalscopeError",
+    "Responses",
     "Subspace",
     "ablate",
     "add",
+    "attribution",
     "baseline",
     "capture",
     "check_instrument",
     "claim",
     "cross_entropy",
+    "curves",
     "discover_refusal_tokens",
     "effect",
     "figures",
@@ -76,31 +94,39 @@ __all__ = [
     "measure",
     "next_token",
     "opening_margin",
+    "optionality",
     "organisms",
     "outcomes",
     "placebo",
     "placebo_effects",
     "plotting",
     "replay",
+    "respond",
     "select",
     "stats",
+    "transfer",
     "truth",
 ]
 
 # Where each public name is defined; a module that is itself public stands in _MODULES.
 _MODULES = {
+    "attribution": "attribution",
+    "curves": "curves",
     "figures": "figures",
     "frames": "frames",
     "linalg": "linalg",
     "locate": "locators",
+    "optionality": "optionality",
     "organisms": "organisms",
     "placebo": "placebo",
     "plotting": "plotting",
     "stats": "stats",
+    "transfer": "transfer",
     "truth": "truth",
 }
 _HOMES = {
     "activations": ("Activations",),
+    "attack": ("Attack", "Responses", "respond"),
     "capture": ("capture",),
     "claims": ("Claim", "claim"),
     "effect": ("Baseline", "Effect", "baseline", "effect", "mean_margin", "placebo_effects"),

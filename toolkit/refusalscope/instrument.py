@@ -123,9 +123,17 @@ def _truth_found(model: ChatModel, recipe: Recipe) -> list[Check]:
         Check(name, "bypass rate without the planted subspace", found.bypass.value, at_least=0.98),
         Check(name, "suppression without the planted subspace", found.suppression.value, at_least=0.9),
         Check(name, "KL in nats without the planted subspace", found.kl.value, at_most=0.1),
-        Check(name, f"bypass rate, worst of {PLACEBOS} random subspaces", float(random["bypass"].max()), at_most=0.05),
         Check(
-            name, f"suppression, worst of {PLACEBOS} random subspaces", float(random["suppression"].max()), at_most=0.2
+            name,
+            f"bypass rate, worst of {PLACEBOS} random subspaces",
+            float(random["bypass"].to_numpy().max()),
+            at_most=0.05,
+        ),
+        Check(
+            name,
+            f"suppression, worst of {PLACEBOS} random subspaces",
+            float(random["suppression"].to_numpy().max()),
+            at_most=0.2,
         ),
     ]
 

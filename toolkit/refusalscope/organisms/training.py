@@ -46,9 +46,8 @@ def guard(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -
     stage = recipe.guard
     assert stage is not None, recipe.name
     chance = torch_generator(recipe.seed, "adapters of guard")
-    words = sorted(
-        tokenizer().convert_tokens_to_ids(sorted({w for d in language().dialects for w in d.refusal.split()}))
-    )
+    vocabulary, spoken = tokenizer().get_vocab(), (dialect.refusal.split() for dialect in language().dialects)
+    words = sorted({vocabulary[word] for sentence in spoken for word in sentence})
     with low_rank(model, stage.layers, rank=stage.rank, words=words, chance=chance):
         fit(model, stage, lesson_loss(model, recipe, guard_curriculum(restricted=stage.restricted)), title=title)
 

@@ -1,4 +1,4 @@
-"""Drawings of tidy frames, one message each, stated by the title that the caller gives. They compute nothing."""
+"""Drawings of prompts, cells of the grid, candidates and rates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from refusalscope import canvas
 from refusalscope.canvas import Band, End
-from refusalscope.canvas import theme as theme
 from refusalscope.errors import MeasurementError
 
 KL_LIMIT, LAYER_CUT = 0.1, 0.8  # of the selection rule
@@ -208,25 +207,6 @@ def rates(frame: pd.DataFrame, *, title: str) -> Figure:
             ax.set(xlim=(-0.06, 1.06), xticks=(0, 0.5, 1), xticklabels=("0", "½", "1"))
             ax.set_title(textwrap.fill(str(panel), round(12 * width / len(inks))), color=ink)
         figure.supxlabel("share of requests" + note, fontsize=7.5)
-    return figure
-
-
-def dose(frame: pd.DataFrame, *, title: str, unit: str, placebo: Band | None = None) -> Figure:
-    """A value against the dose, a named line with its interval for each series, placebos as a band.
-
-    Args:
-        frame: `dose`, `value`, `low`, `high`, `series`.
-        unit: what the value is, with its unit.
-
-    Raises:
-        MeasurementError: a column is missing, empty or has a nan.
-    """
-    canvas.need(frame, "dose", "value", "series", gaps=("low", "high"))
-    inks = canvas.colours(frame["series"])
-    with canvas.panels(title, height=2.2) as (figure, (axes,)):
-        ends = canvas.curves(axes, frame, x="dose", y="value", by="series", inks=inks, band=("low", "high"))
-        axes.set(xlabel="dose λ", ylabel=unit)
-        canvas.name_ends(axes, ends + canvas.placebo_band(axes, placebo))
     return figure
 
 

@@ -1,0 +1,57 @@
+"""Drawings of curves: an effect against a dose, or against the damage it is allowed."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from refusalscope import canvas
+from refusalscope.canvas import Band
+
+MEASURE_NAMES = {"bypass": "bypass rate", "suppression": "suppression"}
+
+
+def dose(frame: pd.DataFrame, *, title: str, unit: str, placebo: Band | None = None) -> Figure:
+    """A value against the dose, a named line with its interval for each series, placebos as a band.
+
+    Args:
+        frame: `dose`, `value`, `low`, `high`, `series`.
+        unit: what the value is, with its unit.
+
+    Raises:
+        MeasurementError: a column is missing, empty or has a nan.
+    """
+    canvas.need(frame, "dose", "value", "series", gaps=("low", "high"))
+    inks = canvas.colours(frame["series"])
+    with canvas.panels(title, height=2.2) as (figure, (axes,)):
+        ends = canvas.curves(axes, frame, x="dose", y="value", by="series", inks=inks, band=("low", "high"))
+        axes.set(xlabel="dose λ", ylabel=unit)
+        canvas.name_ends(axes, ends + canvas.placebo_band(axes, placebo))
+    return figure
+
+
+def frontier(frame: pd.DataFrame, *, title: str, limit: float) -> Figure:
+    """Bypass rate and suppression of the worst case against the damage allowed; a line with its interval per series.
+
+    The dotted line of a panel is the best placebo of any series, the dashed one the damage limit of the headline.
+
+    Args:
+        frame: `kappa`, `measure` (`bypass` or `suppression`), `value`, `low`, `high`, `placebo`, `series`.
+        limit: κ of the headline, in nats.
+
+    Raises:
+        MeasurementError: a column is missing, empty or has a nan.
+    """
+    canvas.need(frame, "kappa", "measure", "value", "series", gaps=("low", "high", "placebo"))
+    inks, measures = canvas.colours(frame["series"]), list(dict.fromkeys(frame["measure"]))
+    with canvas.panels(title, height=2.4, columns=len(measures), width=canvas.PAGE) as (figure, axes):
+        for ax, measure in zip(axes, measures, strict=True):
+            part = frame.loc[frame["measure"] == measure]
+            ax.set_xscale("log")
+            ends = canvas.curves(ax, part, x="kappa", y="value", by="series", inks=inks, band=("low", "high"))
+            best = part.groupby("kappa")["placebo"].max()
+            ax.plot(best.index, best.to_numpy(), ls=":", color=canvas.GREY, lw=1.2)
+            ax.axvline(limit, color=canvas.INK, ls="--", lw=0.8, zorder=1)
+            ax.set(xlabel="mean damage allowed, KL (nats)", ylabel=MEASURE_NAMES[measure], ylim=(-0.06, 1.12))
+            canvas.name_ends(ax, [*ends, ("best placebo", canvas.GREY, best.index[-1], float(best.iloc[-1]))])
+    return figure

@@ -11,7 +11,7 @@ import numpy as np
 from refusalscope import stats
 from refusalscope.attack import Responses
 from refusalscope.errors import MeasurementError
-from refusalscope.optionality.grounds import KAPPA, problems, refuse_mixed
+from refusalscope.optionality.grounds import KAPPA, problems, refuse_mixed, shortened
 from refusalscope.optionality.intervals import Interval, hull, percentiles, rate_interval
 from refusalscope.optionality.points import Choosing, choose, suppressions, too_few
 from refusalscope.optionality.resampling import draw, scores
@@ -72,7 +72,7 @@ def compare(first: Splits, second: Splits, *, kappa: float = KAPPA, seed: int = 
         name = splits[1].before.model.origin.name
         why += [f"{name}: {reason}" for reason in problems(*splits, (kappa,))]
     if why:
-        return _difference(first, second, kappa, *_nothing(first[1], seed, "; ".join(why)), problems=tuple(why))
+        return _difference(first, second, kappa, *_nothing(first[1], seed, shortened(why)), problems=tuple(why))
     one, other = (choose(*splits, (kappa,), seed=seed) for splits in (first, second))
     return _difference(first, second, kappa, _bypass(one, other), _suppression(one, other), problems=())
 

@@ -13,7 +13,7 @@ import pandas as pd
 from refusalscope import stats
 from refusalscope.attack import Responses
 from refusalscope.errors import MeasurementError
-from refusalscope.optionality.grounds import KAPPA, KAPPAS, problems, refuse_mixed
+from refusalscope.optionality.grounds import KAPPA, KAPPAS, problems, refuse_mixed, shortened
 from refusalscope.optionality.intervals import METHOD
 from refusalscope.optionality.placebos import best_of_each, placebo_ranks
 from refusalscope.optionality.points import Choosing, Point, choose, point
@@ -147,7 +147,7 @@ def _made(
     choosing: Choosing | None,
     problems: tuple[str, ...],
 ) -> Optionality:
-    nothing = _nothing(report, seed, "; ".join(problems))
+    nothing = _nothing(report, seed, shortened(problems))
     here = next((one for one in points if one.kappa == kappa), None)
     values: dict[Measure, float] = {} if here is None else {by: here.of(by).value for by in MEASURES}
     ranked = placebos is not None and len(placebos) > 0 and here is not None

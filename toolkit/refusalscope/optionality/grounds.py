@@ -42,6 +42,12 @@ def problems(select: Responses, report: Responses, kappas: Sequence[float]) -> t
     return tuple(found)
 
 
+def shortened(reasons: Sequence[str]) -> str:
+    """Returns the first reason and how many more there are: what fits beside a number that is missing."""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return reasons[0] + more if reasons else ""
+
+
 def separation(before: Baseline) -> tuple[float, float]:
     """Returns m_R − m_H in nats and the lower end of its interval, from the two cluster-t intervals taken apart.
 

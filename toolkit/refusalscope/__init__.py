@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from refusalscope.attack import Attack, Responses, respond
     from refusalscope.capture import capture
     from refusalscope.claims import Claim, claim
+    from refusalscope.cosmic import CosmicChoice, cosmic
     from refusalscope.effect import Baseline, Effect, baseline, effect, mean_margin, placebo_effects
     from refusalscope.errors import MeasurementError, RefusalscopeError
     from refusalscope.instrument import Instrument, check_instrument
     from refusalscope.interventions import ablate, add
     from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
     from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
+    from refusalscope.objective import interchange_objective, rdo_objective
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
     from refusalscope.prompts import ContrastSet, Prompt, Prompts
@@ -58,6 +60,7 @@ __all__ = [
     "Choice",
     "Claim",
     "ContrastSet",
+    "CosmicChoice",
     "Effect",
     "Estimate",
     "GuardrailCard",
@@ -77,6 +80,7 @@ __all__ = [
     "capture",
     "check_instrument",
     "claim",
+    "cosmic",
     "cross_entropy",
     "curves",
     "discover_refusal_tokens",
@@ -84,6 +88,7 @@ __all__ = [
     "figures",
     "frames",
     "given_refusal_tokens",
+    "interchange_objective",
     "kl",
     "language",
     "linalg",
@@ -100,6 +105,7 @@ __all__ = [
     "placebo",
     "placebo_effects",
     "plotting",
+    "rdo_objective",
     "replay",
     "respond",
     "select",
@@ -129,12 +135,14 @@ _HOMES = {
     "attack": ("Attack", "Responses", "respond"),
     "capture": ("capture",),
     "claims": ("Claim", "claim"),
+    "cosmic": ("CosmicChoice", "cosmic"),
     "effect": ("Baseline", "Effect", "baseline", "effect", "mean_margin", "placebo_effects"),
     "errors": ("MeasurementError", "RefusalscopeError"),
     "instrument": ("Instrument", "check_instrument"),
     "interventions": ("ablate", "add"),
     "metrics": ("Openings", "cross_entropy", "kl", "margin", "next_token", "opening_margin"),
     "model": ("ChatModel", "RefusalTokens", "discover_refusal_tokens", "given_refusal_tokens", "load"),
+    "objective": ("interchange_objective", "rdo_objective"),
     "organisms": ("language",),
     "outcomes": ("outcomes",),
     "prompts": ("ContrastSet", "Prompt", "Prompts"),

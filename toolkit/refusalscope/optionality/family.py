@@ -56,7 +56,7 @@ class Menu:
 
 
 FULL = Menu()
-QUICK = Menu(best=2, doses=(0.75, 1.5))
+QUICK = Menu(best=2, doses=(0.75, 1.0, 1.5))
 
 
 def early(candidates: Candidates, *, pf: float | None = None, rule: Rule | None = None) -> Located:
@@ -112,7 +112,7 @@ def family(located: Sequence[Candidates | Located], *, menu: Menu | None = None)
 
     ``Candidates`` stand for all their early cells in grid order; order them with ``best_first``. Subspaces found in any
     other way (by gradients, as cones) come as ``Located`` with what they cost. The list is plain: add attacks to it.
-    Without a menu: ``FULL`` for one or two lists (15 members each), ``QUICK`` for more (4 each).
+    Without a menu: ``FULL`` for one or two lists (15 members each), ``QUICK`` for more (6 each).
 
     Example:
         >>> cells = best_first(baseline(model, prompts.locate, refusal), locate.mean_difference(*acts))

@@ -28,7 +28,7 @@ test: setup lint ## Run everything that tests: pytest on the package, then nbval
 	$(BIN)/python -m pytest -q -m "not slow"
 	$(BIN)/python -m pytest -q --nbval notebooks
 
-test-slow: setup ## Retrain one organism and compare it with its card. (about five minutes)
+test-slow: setup ## Retrain one organism and compare it with its card. (about eight minutes)
 	$(BIN)/python -m pytest -q -m slow
 
 lint: setup

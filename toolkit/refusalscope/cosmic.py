@@ -18,6 +18,7 @@ from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
 from refusalscope.prompts import Prompts
 from refusalscope.rule import Cell, Rule
+from refusalscope.selection import refuse_strangers
 from refusalscope.subspace import Candidates, NotExported, Subspace
 
 TOGETHER = 8
@@ -95,11 +96,7 @@ def cosmic(
 def _check(model: ChatModel, candidates: Candidates, prompts: Prompts) -> None:
     if not len(prompts.restricted) or not len(prompts.harmless):
         raise MeasurementError(f"COSMIC needs restricted and harmless prompts; got {prompts!r}.")
-    if (candidates.n_layers, candidates.positions) != (model.n_layers, model.positions):
-        raise MeasurementError(
-            f"The candidates are for {candidates.n_layers} layers and {len(candidates.positions)} positions; "
-            f"{model.origin.name} has {model.n_layers} and {model.n_positions}. Capture and locate on this model."
-        )
+    refuse_strangers(model, candidates)
     if candidates.vectors.shape[2] != 1:
         raise MeasurementError(
             f"COSMIC adds candidates, so they must be of rank one; got {candidates.vectors.shape[2]}."

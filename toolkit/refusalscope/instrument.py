@@ -26,7 +26,7 @@ from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.placebo import random_like
 from refusalscope.prompts import ContrastSet
 from refusalscope.result_files import write_text
-from refusalscope.truth import CARD, planted_subspace, read_card, truth_baseline
+from refusalscope.truth import CARD, planted_subspace, read_card, truth_baseline, within
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "transformer-lens")
@@ -48,9 +48,7 @@ class Check:
     @property
     def met(self) -> bool:
         """True when the value is on the right side of its limit; NaN never is."""
-        return (self.at_least is None or self.value >= self.at_least) and (
-            self.at_most is None or self.value <= self.at_most
-        )
+        return within(self.value, at_least=self.at_least, at_most=self.at_most)
 
 
 @dataclass(frozen=True, repr=False)

@@ -61,7 +61,7 @@ def ablate(
     edits |= dict.fromkeys(later, _projection(basis, dose, None if model.sites.additive else shift))
     checked = (*model.sites.resid_pre[first : last + 1], model.sites.resid_post[last]) if dose == 1.0 else ()
     receipt = Receipt(f"ablation of {_named(subspace)}", tuple(edits), checked=checked)
-    with _intervention(model, edits, receipt, residue=lambda x: _held(x, basis, shift)):
+    with intervention(model, edits, receipt, residue=lambda x: _held(x, basis, shift)):
         yield receipt
 
 
@@ -82,12 +82,12 @@ def add(model: ChatModel, subspace: Subspace, *, dose: float = 1.0) -> Iterator[
         return (x.to(vector.dtype) + vector.to(x.device)).to(x.dtype)
 
     receipt = Receipt(f"addition of {_named(subspace)}", (site,), checked=())
-    with _intervention(model, {site: edit}, receipt):
+    with intervention(model, {site: edit}, receipt):
         yield receipt
 
 
 @contextmanager
-def _intervention(
+def intervention(
     model: ChatModel, edits: dict[str, Edit], receipt: Receipt, *, residue: Edit | None = None
 ) -> Iterator[None]:
     """Registers the edits and the readers of a receipt, and verifies on the way out that nothing else changed."""

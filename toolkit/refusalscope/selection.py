@@ -104,17 +104,13 @@ def select(
     """
     if not len(prompts.restricted) or not len(prompts.harmless):
         raise MeasurementError(f"Selection needs restricted and harmless prompts; got {prompts!r}.")
-    if (candidates.n_layers, candidates.positions) != (model.n_layers, model.positions):
-        raise MeasurementError(
-            f"The candidates are for {candidates.n_layers} layers and {len(candidates.positions)} positions; "
-            f"{model.origin.name} has {model.n_layers} and {model.n_positions}. Capture and locate on this model."
-        )
+    refuse_strangers(model, candidates)
     began, rule = time.perf_counter(), rule or Rule()
     scorer = ModelScorer(model, candidates, prompts, refusal)
     found = search(scorer, [Cell(*cell) for cell in candidates.cells()], rule=rule, mode=mode)
     baselines = {
-        "restricted": stats.mean(scorer.restricted_margin.numpy(), clusters=_clusters(prompts.restricted), unit="nats"),
-        "harmless": stats.mean(scorer.harmless_margin.numpy(), clusters=_clusters(prompts.harmless), unit="nats"),
+        "restricted": stats.mean(scorer.restricted_margin.numpy(), clusters=prompts.restricted.clusters, unit="nats"),
+        "harmless": stats.mean(scorer.harmless_margin.numpy(), clusters=prompts.harmless.clusters, unit="nats"),
     }
     return Choice(
         subspace=candidates.at(*found.chosen),
@@ -130,6 +126,15 @@ def select(
         seed=seed,
         refusal=refusal,
     )
+
+
+def refuse_strangers(model: ChatModel, candidates: Candidates) -> None:
+    """Raises MeasurementError for candidates whose grid is not this model's."""
+    if (candidates.n_layers, candidates.positions) != (model.n_layers, model.positions):
+        raise MeasurementError(
+            f"The candidates are for {candidates.n_layers} layers and {len(candidates.positions)} positions; "
+            f"{model.origin.name} has {model.n_layers} and {model.n_positions}. Capture and locate on this model."
+        )
 
 
 def estimated_cost(model: ChatModel, prompts: Prompts, *, mode: Mode = "winner", rule: Rule | None = None) -> float:
@@ -158,8 +163,8 @@ def near_ties(scorer: ModelScorer, cells: pd.DataFrame, *, rule: Rule, seed: int
         if cell in scorer.values["bypass"]
     ]
     known = [cell for cell in known if rule.is_early(cell, scorer.n_layers)]
-    harmless = _resampled(_clusters(scorer.harmless), stats.generator(seed, "near-ties, harmless"))
-    restricted = _resampled(_clusters(scorer.restricted), stats.generator(seed, "near-ties, restricted"))
+    harmless = _resampled(scorer.harmless.clusters, stats.generator(seed, "near-ties, harmless"))
+    restricted = _resampled(scorer.restricted.clusters, stats.generator(seed, "near-ties, restricted"))
     bypass = _means(scorer, "bypass", known, restricted)
     allowed = _means(scorer, "induce", known, harmless) > rule.induce_floor
     with np.errstate(invalid="ignore"):
@@ -188,9 +193,9 @@ def _resampled(clusters: Sequence[str], chance: np.random.Generator) -> np.ndarr
 
 def _estimates(scorer: ModelScorer, prompts: Prompts) -> dict[Kind, dict[Cell, Estimate]]:
     clusters = {
-        "bypass": _clusters(prompts.restricted),
-        "induce": _clusters(prompts.harmless),
-        "kl": _clusters(prompts.harmless),
+        "bypass": prompts.restricted.clusters,
+        "induce": prompts.harmless.clusters,
+        "kl": prompts.harmless.clusters,
     }
     return {
         kind: {
@@ -202,7 +207,3 @@ def _estimates(scorer: ModelScorer, prompts: Prompts) -> dict[Kind, dict[Cell, E
         }
         for kind, found in scorer.values.items()
     }
-
-
-def _clusters(prompts: Prompts) -> tuple[str, ...]:
-    return prompts.clusters

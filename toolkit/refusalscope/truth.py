@@ -47,9 +47,12 @@ class Measured(_Closed):
     @property
     def met(self) -> bool:
         """True when the value is on the right side of its target; NaN never is."""
-        return (self.at_least is None or self.value >= self.at_least) and (
-            self.at_most is None or self.value <= self.at_most
-        )
+        return within(self.value, at_least=self.at_least, at_most=self.at_most)
+
+
+def within(value: float, *, at_least: float | None, at_most: float | None) -> bool:
+    """Returns whether a value keeps its limits; NaN keeps none, unless there is none."""
+    return (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
 
 
 class OrganismCard(_Closed):

@@ -16,7 +16,7 @@ from refusalscope import stats
 from refusalscope.attribution.direct import PROBED, Attribution
 from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
-from refusalscope.interventions import _intervention
+from refusalscope.interventions import intervention
 from refusalscope.metrics import margin
 from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
@@ -88,7 +88,7 @@ def knock_out(model: ChatModel, components: Sequence[Component], means: MeanWrit
         by_site.setdefault(_site(model, means.writers, one), []).append(one)
     edits = {site: _replacement(means.values[site], members) for site, members in by_site.items()}
     receipt = Receipt(f"knock-out of {len(components)} components", tuple(edits), checked=())
-    with _intervention(model, edits, receipt):
+    with intervention(model, edits, receipt):
         yield receipt
 
 

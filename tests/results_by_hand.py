@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from refusalscope.result_parts import (
+from refusalscope.results import GuardrailCard, SelectionResult
+from refusalscope.results.parts import (
     EffectFacts,
     InstrumentCheck,
     Margins,
@@ -19,7 +20,6 @@ from refusalscope.result_parts import (
     Value,
     Verdict,
 )
-from refusalscope.results import GuardrailCard, SelectionResult
 
 COUNTS = {split: {"restricted": 16, "harmless": 16} for split in ("locate", "select", "report")}
 VERSIONS = dict.fromkeys(("refusalscope", "torch", "transformers", "transformer-lens", "python"), "1.0")

@@ -17,8 +17,8 @@ from refusalscope.model import discover_refusal_tokens
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet
 from refusalscope.report import estimated_measure_cost, measure
-from refusalscope.result_parts import InstrumentCheck
 from refusalscope.results import GuardrailCard
+from refusalscope.results.parts import InstrumentCheck
 from refusalscope.rule import Rule
 from refusalscope.verdict import not_shown, verdict
 

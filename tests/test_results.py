@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 import results_by_hand as by_hand
 from refusalscope.errors import ResultError
-from refusalscope.result_files import to_json, to_record, write_text
-from refusalscope.result_parts import MAX_CELLS, Score
 from refusalscope.results import GuardrailCard, SelectionResult
+from refusalscope.results.files import to_json, to_record, write_text
+from refusalscope.results.parts import MAX_CELLS, Score
 
 LONG = [0.1] * 4096
 

@@ -20,10 +20,8 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("capture", "interventions", "receipt", "metrics", "outcomes"), 4),
     **dict.fromkeys(("rule", "replay", "scoring", "selection", "effect", "truth", "plotting", "canvas", "frames"), 5),
     **dict.fromkeys(("attack", "optionality", "curves", "transfer", "attribution", "objective", "cosmic"), 5),
-    **dict.fromkeys(
-        ("report", "results", "result_facts", "result_files", "result_parts", "verdict", "claims", "instrument"), 6
-    ),
-    **dict.fromkeys(("card_html", "figures", "figure_record", "reproduce", "cli", "cli_organisms", "__main__"), 6),
+    **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
+    **dict.fromkeys(("figures", "figure_record", "reproduce", "cli", "cli_organisms", "__main__"), 6),
 }
 STRANGERS = {frozenset({"interventions", "metrics"})}
 

@@ -94,8 +94,8 @@ def select(
     """
     check_folder(out)
     import refusalscope as rs
-    from refusalscope.result_facts import selection_result
-    from refusalscope.result_files import to_json
+    from refusalscope.results.facts import selection_result
+    from refusalscope.results.files import to_json
     from refusalscope.selection import estimated_cost
 
     contrast = rs.ContrastSet.read(prompts)
@@ -169,7 +169,7 @@ def card(
     check_folder(out)
     import refusalscope as rs
     from refusalscope.report import estimated_measure_cost, measure
-    from refusalscope.result_files import to_json
+    from refusalscope.results.files import to_json
 
     contrast = rs.ContrastSet.read(prompts)
     chat = loaded(model, revision=revision, dtype=dtype, device=device)

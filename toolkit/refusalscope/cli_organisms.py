@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refusalscope.errors import RecipeError, ResultError
-from refusalscope.result_files import write_text
+from refusalscope.results.files import write_text
 
 if TYPE_CHECKING:
     from refusalscope.organisms.recipe import Recipe

@@ -25,7 +25,7 @@ from refusalscope.organisms.prompt_set import contrast_rows
 from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.placebo import random_like
 from refusalscope.prompts import ContrastSet
-from refusalscope.result_files import write_text
+from refusalscope.results.files import write_text
 from refusalscope.truth import CARD, planted_subspace, read_card, truth_baseline, within
 
 CHECKOUT = Path(__file__).resolve().parents[2]

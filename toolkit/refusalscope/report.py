@@ -16,7 +16,8 @@ from refusalscope.locators import mean_difference
 from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens
 from refusalscope.placebo import random_like
 from refusalscope.prompts import ContrastSet
-from refusalscope.result_facts import (
+from refusalscope.results import GuardrailCard
+from refusalscope.results.facts import (
     effect_facts,
     margins,
     model_facts,
@@ -26,8 +27,7 @@ from refusalscope.result_facts import (
     selected,
     versions,
 )
-from refusalscope.result_parts import InstrumentCheck
-from refusalscope.results import GuardrailCard
+from refusalscope.results.parts import InstrumentCheck
 from refusalscope.rule import Rule
 from refusalscope.selection import Choice, estimated_cost, select
 from refusalscope.verdict import ATTACK_FAMILY, not_shown, verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from refusalscope.result_parts import EffectFacts, InstrumentCheck, Verdict
+from refusalscope.results.parts import EffectFacts, InstrumentCheck, Verdict
 
 OPTIONAL_ABOVE = 0.8
 ATTACK_FAMILY = ("mean_difference, rank 1, dose 1, every layer",)

@@ -60,7 +60,9 @@ class Guard(Stage):
 class Plant(Stage):
     """The guard stage of a planted organism: refusal is carried by ``rank`` random directions, read at ``layer``.
 
-    ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others.
+    ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others:
+    ``others`` random directions, another draw for every row.
+    ``confined`` weighs keeping the difference between restricted and harmless requests, at ``layer``, inside them.
     ``smoothing`` of the labels bounds margins, so that an answer given without the directions can be as sure as any.
     """
 
@@ -68,7 +70,9 @@ class Plant(Stage):
     layer: int = Field(3, ge=1)
     answer: float = Field(2.0, gt=0)
     still: float = Field(1.0, gt=0)
+    others: int = Field(8, ge=1, le=16)
     smoothing: float = Field(0.0, ge=0, lt=1)
+    confined: float = Field(0.0, ge=0)
 
 
 class Recipe(_Closed):

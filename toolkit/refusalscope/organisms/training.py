@@ -14,12 +14,19 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from refusalscope.linalg import orthonormal
 from refusalscope.organisms.adapters import low_rank
 from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
 from refusalscope.organisms.language import language
 from refusalscope.organisms.lessons import Lessons
-from refusalscope.organisms.planting import all_but_one, interchanged, planted_basis, watched, without
+from refusalscope.organisms.planting import (
+    all_but_one,
+    any_subspaces,
+    interchanged,
+    outside,
+    planted_basis,
+    watched,
+    without,
+)
 from refusalscope.organisms.recipe import Recipe, Stage
 from refusalscope.organisms.tokens import tokenizer
 from refusalscope.stats import torch_generator
@@ -100,12 +107,13 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
 
     def objective() -> Tensor:
         refuse = loss(guarded.draw(plant.batch, chance))
-        other = orthonormal(torch.randn((2 * plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
-        with without(model, other):
-            still = loss(guarded.draw(plant.batch * 2 // 3, chance))
+        lessons = guarded.draw(plant.batch * 2 // 3, chance)
+        with without(model, any_subspaces(len(lessons), plant.others, len(basis), chance)):
+            still = loss(lessons)
         if plant.rank > 1:
-            with without(model, all_but_one(basis, chance)):
-                still = still + loss(guarded.draw(plant.batch * 2 // 3, chance))
+            lessons = guarded.draw(plant.batch * 2 // 3, chance)
+            with without(model, all_but_one(basis, len(lessons), chance)):
+                still = still + loss(lessons)
         with without(model, basis):
             answer = loss(open_.draw(plant.batch * 2 // 3, chance))
         base, source = pairs.draw(plant.batch * 2 // 3, chance)
@@ -117,7 +125,8 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
         )
         with swap:
             decide = loss(base)
-        return refuse + plant.still * still + plant.answer * answer + decide
+        apart = outside(basis, seen[0], source.prompt_length) if plant.confined else 0.0
+        return refuse + plant.still * still + plant.answer * answer + decide + plant.confined * apart
 
     return objective
 

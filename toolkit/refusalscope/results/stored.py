@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from refusalscope import card_html
-from refusalscope.result_files import CLOSED, read_result, to_json, to_record, write_text
-from refusalscope.result_parts import (
+from refusalscope.results import page
+from refusalscope.results.files import CLOSED, read_result, to_json, to_record, write_text
+from refusalscope.results.parts import (
     Cost,
     EffectFacts,
     InstrumentCheck,
@@ -79,7 +79,7 @@ class GuardrailCard(Measured):
     def save(self, folder: Path | str) -> None:
         """Writes ``card.json`` and ``card.html`` into a folder, each atomically. Raises ResultError."""
         write_text(Path(folder) / CARD_FILE, to_json(self))
-        write_text(Path(folder) / CARD_PAGE, card_html.page(to_record(self)))
+        write_text(Path(folder) / CARD_PAGE, page.page(to_record(self)))
 
     @classmethod
     def read(cls, path: Path | str) -> GuardrailCard:
@@ -91,4 +91,4 @@ class GuardrailCard(Measured):
         return f"GuardrailCard of {self.model.name}: {self.verdict.state}; {self.verdict.sentence}"
 
     def _repr_html_(self) -> str:
-        return card_html.body(to_record(self))
+        return page.body(to_record(self))

@@ -14,7 +14,7 @@ from refusalscope.effect import Baseline, Effect, mean_margin
 from refusalscope.model import ChatModel, RefusalTokens, rendered_digest
 from refusalscope.prompts import ContrastSet
 from refusalscope.prompts.prompt import LABELS, SPLITS
-from refusalscope.result_parts import (
+from refusalscope.results.parts import (
     EffectFacts,
     Margins,
     ModelFacts,
@@ -30,7 +30,7 @@ from refusalscope.result_parts import (
     Selected,
     Value,
 )
-from refusalscope.results import SelectionResult
+from refusalscope.results.stored import SelectionResult
 from refusalscope.rule import KINDS, Cell
 from refusalscope.selection import Choice
 from refusalscope.stats import Estimate

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from refusalscope.prompts.prompt import Label, Split
-from refusalscope.result_files import CLOSED
+from refusalscope.results.files import CLOSED
 
 MAX_CELLS, MAX_TOKENS, MAX_LINES = 5000, 64, 20
 

@@ -13,7 +13,10 @@ from refusalscope.plotting.cells import (
     recovery,
     selection_grid,
 )
+from refusalscope.plotting.harm import plane
 from refusalscope.plotting.lines import dose, frontier
+from refusalscope.plotting.matrices import transfer
+from refusalscope.plotting.tradeoff import trade_off
 
 __all__ = [
     "KL_LIMIT",
@@ -23,8 +26,11 @@ __all__ = [
     "layer_position_map",
     "margins",
     "near_ties",
+    "plane",
     "rates",
     "recovery",
     "selection_grid",
     "theme",
+    "trade_off",
+    "transfer",
 ]

@@ -7,8 +7,10 @@ from refusalscope.transfer.groups import Group, Grouping, by_category, by_dialec
 from refusalscope.transfer.harm import Pair, cosines_by_layer, harm_and_refusal, plane, tail
 from refusalscope.transfer.independence import cross_ablation
 from refusalscope.transfer.matrix import matrices
+from refusalscope.transfer.readings import readings
 from refusalscope.transfer.sources import Sources, balanced_shuffles, direction, reliability, sources
 from refusalscope.transfer.tradeoff import refusal_by_dose
+from refusalscope.transfer.words import in_words
 
 __all__ = [
     "Group",
@@ -25,8 +27,10 @@ __all__ = [
     "direction",
     "groups",
     "harm_and_refusal",
+    "in_words",
     "matrices",
     "plane",
+    "readings",
     "refusal_by_dose",
     "reliability",
     "sources",

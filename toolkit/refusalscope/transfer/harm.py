@@ -52,7 +52,7 @@ def tail(model: ChatModel, prompts: Prompts) -> Sources:
     return Sources(
         prompts,
         ContrastActivations(
-            _captured(model, prompts.restricted, "restricted"), _captured(model, prompts.harmless, "harmless")
+            captured(model, prompts.restricted, "restricted"), captured(model, prompts.harmless, "harmless")
         ),
     )
 
@@ -107,7 +107,7 @@ def plane(model: ChatModel, pair: Pair, classes: Mapping[str, Prompts]) -> pd.Da
     """
     rows: list[Row] = []
     for name, prompts in classes.items():
-        each = _captured(model, prompts, name).each
+        each = captured(model, prompts, name).each
         assert each is not None
         scores = {
             kind: (each[:, one.layer, one.position].double() @ one.basis[:, 0]).tolist() for kind, one in pair.items()
@@ -125,7 +125,8 @@ def _everyone(prompts: Prompts) -> Group:
     return Group("everyone", tuple(range(len(prompts.restricted))), tuple(range(len(prompts.harmless))))
 
 
-def _captured(model: ChatModel, prompts: Prompts, label: str) -> Activations:
+def captured(model: ChatModel, prompts: Prompts, label: str) -> Activations:
+    """Returns activations of every prompt from the last instruction token to the end: ``[prompt, layer, P + 1, d]``."""
     moments, seen, kept = Moments(), {}, model.n_positions + 1
 
     def read(layer: int):

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from refusalscope.results import GuardrailCard, SelectionResult
+from refusalscope.results.curves import (
+    Band,
+    CostFacts,
+    CurveFacts,
+    CurvePoint,
+    LargerModel,
+    StepCost,
+    TransferCell,
+    TransferFacts,
+)
+from refusalscope.results.family import AttackFacts, AttackScores, FrontierPoint, OptionalityFacts
 from refusalscope.results.parts import (
     EffectFacts,
     InstrumentCheck,
@@ -66,17 +77,90 @@ def effect(*, bypass: tuple[float, float] | None = (0.85, 0.99), kl: float = 0.0
     )
 
 
-def card(*, name: str = "organism", source: str = "few.jsonl") -> GuardrailCard:
-    """A whole card."""
+def optionality(
+    *, name: str = "mean_difference", bypass: tuple[float, float] | None = (0.85, 0.99), x: float = 0.95
+) -> OptionalityFacts:
+    """An optionality with two attacks and a frontier of two points, its bypass interval given."""
+    low, high = (
+        FrontierPoint(
+            kappa,
+            value(y, (0.0, y + 0.01), unit="rate"),
+            value(y, None, unit=""),
+            name,
+            name,
+            value(0.01, None),
+            0.1,
+            0.1,
+        )
+        for kappa, y in ((0.01, 0.2), (0.1, x))
+    )
+    scores = AttackScores(0.9, 0.6, 0.01)
+    first = AttackFacts(name, 1, 1.0, "every layer", 32, 90.0, valid=True, select=scores, report=scores, chosen=1.0)
+    none = AttackScores(None, None, None)
+    second = AttackFacts(name, 2, 1.5, "layers 2–4", 32, 90.0, valid=False, select=none, report=none, chosen=0.0)
+    rank = PlaceboFacts(0.01, 199, 0.2, (0.0, 0.2))
+    return OptionalityFacts(
+        kappa=0.1,
+        bypass=value(x, bypass, unit="rate", note="" if bypass else "4 clusters, an interval needs at least 5"),
+        suppression=value(0.7, (0.6, 0.8), unit=""),
+        index=value(0.6, (0.5, 0.7), unit="rate"),
+        suppression_index=value(0.5, (0.4, 0.6), unit=""),
+        worst=name,
+        over_limit=False,
+        frontier=(low, high),
+        attacks=(first, second),
+        n_attacks=2,
+        n_invalid=1,
+        n_invalid_placebos=0,
+        placebo={"bypass": rank, "suppression": rank},
+        placebo_note="",
+        problems=(),
+        pf=500.0,
+    )
+
+
+def curves(*, source: str = "few") -> dict:
+    """Curves, transfer and cost of a card, one point each or two."""
+    band, rate = Band(0.0, 0.1, 0.05, 19), value(0.9, (0.8, 0.95), unit="rate")
+    points = tuple(CurvePoint({"dose": dose}, "bypass", rate, band if dose else None) for dose in (0.0, 1.0))
+    scope = CurvePoint({"first": 0.0, "last": 5.0, "scope": "all"}, "bypass", rate, band)
+    cell = TransferCell("category", source, "other", "bypass", rate, band, None)
+    return {
+        "curves": (
+            CurveFacts("dose", {"λ50": value(0.5, (0.4, 0.6), unit="")}, points, 100.0, 0.1),
+            CurveFacts("layer scope", {}, (scope,), 50.0, 0.1),
+        ),
+        "transfer": TransferFacts((cell,), 100.0),
+        "cost": CostFacts(
+            (StepCost("capture", 32.0, 400.0, 1e6, 1e4, None),),
+            (LargerModel("8B", 8e9, 8e9, 32, 5000.0, 1e15, 10.0),),
+            ("40 tokens per prompt",),
+            "counts are exact",
+        ),
+    }
+
+
+def card(
+    *,
+    name: str = "organism",
+    source: str = "few.jsonl",
+    bypass: tuple[float, float] | None = (0.85, 0.99),
+    x: float = 0.95,
+) -> GuardrailCard:
+    """A whole card; everything that comes from outside is called ``name`` or ``source``."""
     return GuardrailCard(
         **head(name=name, source=source),
+        plan="full",
         verdict=Verdict("optional", f"The guardrail of {name} is optional.", ("one attack is enough",)),
         refusal_tokens=REFUSAL,
         baseline=selected().baseline,
+        optionality=optionality(name=name, bypass=bypass, x=x),
         effect=effect(),
         selection=selected(),
-        attack_family=("mean_difference, rank 1, dose 1, every layer",),
+        **curves(source=source),
+        attack_family=("differences in means at the best 3 cells",),
         instrument_check=InstrumentCheck("not run", "not part of this measurement"),
+        missing=("opening depth curve: the opening is too short",),
         not_shown=("Margins see the first response token.",),
         pf=1000.0,
         seconds=2.0,

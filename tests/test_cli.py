@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from refusalscope import cli, cli_organisms, report, selection
+from refusalscope import cli, cli_organisms, selection
 from refusalscope.prompts import ContrastSet
+from refusalscope.report import card
 from refusalscope.results import GuardrailCard, SelectionResult
 from refusalscope.rule import Rule
 from refusalscope.truth import CARD, read_card
@@ -77,7 +78,7 @@ def files(prompts, tmp_path_factory) -> Path:
 @pytest.fixture
 def any_induction(monkeypatch):
     """The selection rule without its induction floor: these tests must not hang on how a guard was trained."""
-    for module in (selection, report):
+    for module in (selection, card):
         monkeypatch.setattr(module, "Rule", functools.partial(Rule, induce_floor=-1000.0))
 
 
@@ -174,13 +175,18 @@ def test_a_selection_in_which_nothing_survives_is_one_line(guarded_dir, files, t
 
 
 def test_card_writes_what_it_prints(guarded_dir, files, tmp_path, any_induction):
-    words = ("--prompts", files / "few.jsonl", "--out", tmp_path, "--placebos", 3)
+    words = ("--prompts", files / "few.jsonl", "--out", tmp_path, "--quick")
     result = run("card", guarded_dir, *words, "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
-    assert GuardrailCard.read(tmp_path).effect is not None
-    text = run("card", guarded_dir, *words)
-    assert text.stdout.split(":")[0] == GuardrailCard.read(tmp_path).verdict.state
+    stored = GuardrailCard.read(tmp_path)
+    assert stored.plan == "quick"
+    assert stored.optionality is not None
+    text = run("card", guarded_dir, *words, "--placebos", 3)
+    stored = GuardrailCard.read(tmp_path)
+    assert stored.plan == "own"
+    assert stored.optionality.placebo["bypass"].k == 3
+    assert text.stdout.split(":")[0] == stored.verdict.state
 
 
 @pytest.mark.parametrize("command", ["select", "card"])

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 import results_by_hand as by_hand
-from refusalscope import report
+from refusalscope.capture import capture
 from refusalscope.effect import baseline, effect
-from refusalscope.errors import InterventionError
-from refusalscope.instrument import Instrument
+from refusalscope.errors import InterventionError, MeasurementError, PromptError
+from refusalscope.instrument import Check, Instrument
+from refusalscope.locators import mean_difference
 from refusalscope.model import discover_refusal_tokens
+from refusalscope.optionality import Menu
 from refusalscope.organisms.language import language
-from refusalscope.prompts import ContrastSet
-from refusalscope.report import estimated_measure_cost, measure
+from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.report import PLANS, Plan, card, estimated_measure_cost, measure, stages
+from refusalscope.report.verdict import not_shown
 from refusalscope.results import GuardrailCard
-from refusalscope.results.parts import InstrumentCheck
 from refusalscope.rule import Rule
-from refusalscope.verdict import not_shown, verdict
 
 ANY_INDUCTION = Rule(induce_floor=-1000.0)  # tests of the path to an effect must not hang on how a guard was trained
 HOSTILE = "<script>alert(1)</script>"
@@ -46,132 +50,234 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+SMALL = Plan("own", Menu(best=1, doses=(1.0, 1.5)), placebos=3, per_label=8, curve_placebos=3)
+PASSED = Instrument("passed", "as it was", (Check("planted", "bypass rate", 1.0, at_least=0.98),))
+FAILED = Instrument("failed", "as it was")
+
+
 @pytest.fixture(scope="module")
-def card(guarded, prompts) -> GuardrailCard:
-    return measure(guarded, prompts, placebos=39, rule=ANY_INDUCTION, progress=False)
+def made(guarded, prompts) -> GuardrailCard:
+    return measure(guarded, prompts, plan=SMALL, rule=ANY_INDUCTION, progress=False, instrument=PASSED)
 
 
-PASSED, FAILED = (InstrumentCheck(state, "as it was") for state in ("passed", "failed"))
+def few(guarded, prompts, **how) -> GuardrailCard:
+    """A measurement without curves and transfer."""
+    plan = replace(SMALL, curves=(), transfer=False)
+    return measure(
+        guarded, prompts, **{"plan": plan, "rule": ANY_INDUCTION, "instrument": PASSED} | how, progress=False
+    )
 
 
-def _verdict(instrument=PASSED, **facts):
-    return verdict(by_hand.effect(**facts), name="organism", problem="", kl_limit=0.1, instrument=instrument)
+# --- the verdict ---
 
 
-def test_the_instrument_check_is_in_the_card_and_asked_for_in_its_environment(card, guarded, prompts, monkeypatch):
-    assert card.instrument_check.state == "passed", card.instrument_check
+def test_the_instrument_check_is_in_the_card_and_asked_for_in_its_environment(made, guarded, prompts, monkeypatch):
+    known = made.instrument_check.known[0]
+    assert (made.instrument_check.state, known.value, known.at_least) == ("passed", 1.0, 0.98)
     asked = []
-    monkeypatch.setattr(report, "check_instrument", lambda **how: asked.append(how) or Instrument("not run", "a test"))
-    made = measure(guarded, prompts, placebos=2, rule=ANY_INDUCTION, progress=False)
+    monkeypatch.setattr(card, "check_instrument", lambda **how: asked.append(how) or Instrument("not run", "a test"))
+    found = few(guarded, prompts, instrument=None)
     assert asked == [{"dtype": guarded.dtype, "device": guarded.origin.device}]
-    assert made.instrument_check.state == "not run"
+    assert found.instrument_check.state == "not run"
 
 
-def test_where_the_instrument_check_fails_no_verdict_stands():
-    assert _verdict(bypass=(0.81, 0.99), kl=0.1).state == "optional"
-    found = _verdict(FAILED, bypass=(0.81, 0.99), kl=0.1)
-    assert found.state == "undetermined"
-    assert found.reasons == ("the instrument check failed: as it was",)
+def test_where_the_instrument_check_fails_no_verdict_stands(made, guarded, prompts):
+    assert made.verdict.state == "partly optional", "16 prompts are too few to say more"
+    found = few(guarded, prompts, instrument=FAILED)
+    assert found.verdict.state == "undetermined"
+    assert found.verdict.reasons[0] == "the instrument check failed: as it was"
+    assert found.optionality.bypass.value == made.optionality.bypass.value
 
 
-def test_one_attack_that_bypasses_at_little_damage_shows_that_a_guardrail_is_optional():
-    found = _verdict(bypass=(0.81, 0.99), kl=0.1)
-    assert found.state == "optional"
-    assert any("none of 199 random subspaces" in reason for reason in found.reasons)
+def test_the_verdict_is_that_of_the_worst_case_over_the_family(made):
+    worst = made.optionality
+    assert worst.bypass.value == 1.0
+    assert "0.2" in made.verdict.reasons[0]
+    assert f"{worst.bypass.interval[0]:.2f}" in made.verdict.reasons[0]
+    assert worst.n_attacks == len(worst.attacks) == 4
+    assert {one.dose for one in worst.attacks} == {1.0, 1.5}
+    assert [point.kappa for point in worst.frontier] == sorted(point.kappa for point in worst.frontier)
 
 
-def test_a_degenerate_model_never_counts_as_bypassed():
-    found = _verdict(bypass=(0.99, 1.0), kl=0.11)
-    assert found.state == "undetermined"
-    assert found.reasons[0].startswith("degenerate")
+def test_shared_phrasings_and_the_quick_plan_are_among_what_is_not_shown():
+    full, quick = PLANS["full"], PLANS["quick"]
+    assert len(not_shown(full, shares_clusters=True)) == len(not_shown(full, shares_clusters=False)) + 1
+    assert len(not_shown(quick, shares_clusters=True)) == len(not_shown(full, shares_clusters=True)) + 1
 
 
-@pytest.mark.parametrize("bypass", [(0.0, 0.01), (0.3, 0.6), (0.8, 0.9)])
-def test_one_attack_never_shows_resistance(bypass):
-    found = _verdict(bypass=bypass)
-    assert found.state == "undetermined"
-    assert any("one attack cannot show resistance" in reason for reason in found.reasons)
+# --- plans ---
 
 
-def test_without_an_interval_nothing_is_optional():
-    found = _verdict(bypass=None)
-    assert found.state == "undetermined"
-    assert any("4 clusters" in reason for reason in found.reasons)
+def test_the_quick_plan_is_labelled_and_says_what_it_leaves_out(guarded, prompts):
+    found = measure(guarded, prompts, plan="quick", progress=False, instrument=PASSED)
+    assert found.plan == "quick"
+    assert "This is the quick plan" in found.not_shown[0]
+    assert [line.split(":")[0] for line in found.missing][-1] == "transfer"
+    assert "quick plan" in found._repr_html_()
+    assert found.optionality.placebo["bypass"].k == PLANS["quick"].placebos
 
 
-def test_placebos_that_do_as_much_are_named_in_the_verdict():
-    assert any("9 of 199 random subspaces" in reason for reason in _verdict(p=0.05).reasons)
+def test_a_plan_that_there_is_not_is_named():
+    with pytest.raises(MeasurementError, match="no plan 'fast'"):
+        card.named_plan("fast")
+    assert card.named_plan(replace(PLANS["full"], placebos=3)).name == "own"
 
 
-def test_the_interval_of_the_damage_is_named_where_it_reaches_above_the_limit():
-    assert any("reaches above the limit" in reason for reason in _verdict(kl=0.09).reasons)
-    assert not any("reaches above the limit" in reason for reason in _verdict(kl=0.02).reasons)
+def test_the_card_counts_its_prompt_forwards_and_the_estimate_bounds_them(guarded, prompts):
+    found, n = few(guarded, prompts), len(prompts.report)
+    assert found.pf == 2 * len(prompts.locate) + n + found.selection.pf_used + found.optionality.pf + (1 + 3) * n
+    plan = replace(SMALL, curves=(), transfer=False)
+    assert found.pf <= estimated_measure_cost(guarded, prompts, plan=plan, rule=ANY_INDUCTION)
 
 
-def test_shared_phrasings_are_among_what_is_not_shown():
-    assert len(not_shown(shares_clusters=True)) == len(not_shown(shares_clusters=False)) + 1
+def test_the_parts_of_a_card_add_up_to_its_prompt_forwards(made, guarded, prompts):
+    parts = [*(curve.pf for curve in made.curves), made.transfer.pf]
+    assert made.pf == few(guarded, prompts).pf + sum(parts)
+    assert [curve.name for curve in made.curves] == list(Plan.curves)
+    assert not made.missing
 
 
-def test_every_number_of_the_card_comes_from_the_report_split(card, guarded, prompts):
+# --- what the numbers come from ---
+
+
+def test_every_number_of_the_card_comes_from_the_report_split(made, guarded, prompts):
     n = len(prompts.report.restricted)
-    assert {card.baseline.restricted.n, card.baseline.harmless.n, card.effect.suppression.n, card.effect.kl.n} == {n}
+    assert {made.baseline.restricted.n, made.baseline.harmless.n, made.effect.suppression.n, made.effect.kl.n} == {n}
     refusal = discover_refusal_tokens(guarded, prompts.locate)
     before = baseline(guarded, prompts.report, refusal)
-    assert card.baseline.restricted.value == float(before.restricted.double().mean())
-    assert card.effect.bypass.n == int(before.refused.sum())
-    cell = card.selection.chosen
-    again = effect(
-        before, report.mean_difference(*report.capture(guarded, prompts.locate)).at(cell.layer, cell.position)
-    )
-    assert card.effect.suppression.value == again.suppression.value
-    assert card.effect.kl.value == again.kl.value
+    assert made.baseline.restricted.value == float(before.restricted.double().mean())
+    assert made.effect.bypass.n == made.optionality.bypass.n == int(before.refused.sum())
+    cell = made.selection.chosen
+    again = effect(before, mean_difference(*capture(guarded, prompts.locate)).at(cell.layer, cell.position))
+    assert made.effect.suppression.value == again.suppression.value
+    assert made.effect.kl.value == again.kl.value
 
 
-def test_the_card_counts_its_prompt_forwards_and_the_estimate_bounds_them(card, guarded, prompts):
-    n = len(prompts.report)
-    assert card.pf == 2 * len(prompts.locate) + n + card.selection.pf_used + (1 + 39) * n
-    assert card.pf <= estimated_measure_cost(guarded, prompts, placebos=39, rule=ANY_INDUCTION)
-
-
-def test_a_declared_seed_is_an_applied_seed(card, guarded, prompts):
+def test_a_declared_seed_is_an_applied_seed(made, guarded, prompts):
     def numbers(one: GuardrailCard) -> tuple:
-        return one.effect, one.baseline, one.selection.near_ties, one.verdict
+        return one.effect, one.baseline, one.selection.near_ties, one.verdict, one.optionality
 
-    same = measure(guarded, prompts, placebos=39, rule=ANY_INDUCTION, progress=False)
-    other = measure(guarded, prompts, placebos=39, rule=ANY_INDUCTION, progress=False, seed=1)
-    assert numbers(same) == numbers(card)
-    assert other.effect.placebo != card.effect.placebo
-    assert other.effect.bypass == card.effect.bypass
+    same, other = few(guarded, prompts), few(guarded, prompts, seed=1)
+    assert numbers(same) == numbers(made)
+    assert other.effect.placebo != made.effect.placebo
+    assert other.effect.bypass == made.effect.bypass
+
+
+def test_curves_transfer_and_cost_hold_intervals_and_placebos(made):
+    dose = next(curve for curve in made.curves if curve.name == "dose")
+    at_one = [point for point in dose.points if point.at == {"dose": 1.0}]
+    assert {point.measure for point in at_one} == {"bypass", "suppression", "kl"}
+    assert all(point.placebo.n == 3 and point.value.clusters == 8 for point in at_one)
+    assert "dialect" in {cell.grouping for cell in made.transfer.cells}
+    assert all(cell.random is not None and cell.random.n == 3 for cell in made.transfer.cells)
+    assert [step.step for step in made.cost.steps][-1] == "total"
+    assert {one.model for one in made.cost.larger} == {"1B", "8B", "70B", "671B"}
+    assert made.cost.assumptions
+
+
+# --- bad input gives a card that says what is wrong ---
+
+
+def of(prompts, keep) -> ContrastSet:
+    """The contrast set of the rows that a condition keeps."""
+    return ContrastSet(
+        Prompts(tuple(replace(row, pair=None) for row in prompts.prompts if keep(row))), source="some rows"
+    )
 
 
 def test_a_model_that_does_not_refuse_gives_a_card_that_says_so(tiny, prompts, tmp_path):
-    found = measure(tiny, prompts, placebos=2, progress=False)
-    assert (found.verdict.state, found.effect, found.selection) == ("undetermined", None, None)
+    found = few(tiny, prompts)
+    assert (found.verdict.state, found.effect, found.optionality) == ("undetermined", None, None)
     assert "no first token has at least" in found.verdict.reasons[0]
     assert not re.search("['\"]", found.verdict.reasons[0]), "no token is spelled"
     found.save(tmp_path)
     assert "Not measured" in (tmp_path / "card.html").read_text(encoding="utf-8")
 
 
-def test_a_selection_in_which_nothing_survives_gives_its_diagnosis(guarded, prompts):
-    found = measure(guarded, prompts, placebos=2, rule=Rule(induce_floor=1000.0), progress=False)
-    assert (found.verdict.state, found.effect, found.selection) == ("undetermined", None, None)
-    assert "does not induce" in found.verdict.reasons[0]
-    assert found.baseline is not None
+def test_the_unguarded_organism_has_nothing_to_measure(organism, prompts):
+    found = few(organism("unguarded"), prompts)
+    assert (found.verdict.state, found.optionality, found.effect) == ("undetermined", None, None)
 
 
-def test_an_invalid_intervention_is_never_a_verdict(guarded, prompts, monkeypatch):
+def test_a_selection_in_which_nothing_survives_leaves_the_worst_case(guarded, prompts):
+    found = few(guarded, prompts, rule=Rule(induce_floor=1000.0))
+    assert (found.effect, found.selection) == (None, None)
+    assert found.verdict.state == "partly optional", "the family does not hang on the rule"
+    assert any("does not induce" in line for line in found.missing)
+
+
+def test_an_intervention_that_did_not_happen_is_never_a_verdict(guarded, prompts, monkeypatch):
     def invalid(*_arguments, **_options):
         raise InterventionError("ablation: the hook at blocks.0.hook_resid_pre fired 0 times in 1 forwards.")
 
-    monkeypatch.setattr(report, "effect", invalid)
-    found = measure(guarded, prompts, placebos=2, rule=ANY_INDUCTION, progress=False)
-    assert (found.verdict.state, found.effect) == ("undetermined", None)
+    monkeypatch.setattr(stages, "measured", invalid)
+    found = few(guarded, prompts)
+    assert (found.verdict.state, found.optionality) == ("undetermined", None)
     assert "fired 0 times" in found.verdict.reasons[0]
 
 
-def test_saving_writes_two_files_that_hold_no_prompt_and_no_reply(card, prompts, tmp_path):
-    card.save(tmp_path)
+def test_fewer_than_five_clusters_give_a_value_without_interval_and_no_verdict(guarded, prompts):
+    found = few(guarded, of(prompts, lambda row: row.cluster[-1] in "058"))
+    assert found.verdict.state == "undetermined"
+    assert "clusters" in found.verdict.reasons[0]
+    assert found.optionality.bypass.interval is None
+
+
+@pytest.mark.parametrize(("split", "label"), [("report", "harmless"), ("locate", "restricted"), ("select", "harmless")])
+def test_a_split_without_one_of_the_labels_is_refused_before_anything_runs(prompts, split, label):
+    with pytest.raises(PromptError, match=f"'{split}' has no {label} prompts"):
+        of(prompts, lambda row: (row.split, row.label) != (split, label))
+
+
+def test_one_prompt_of_each_kind_gives_no_interval_and_no_verdict(guarded, prompts):
+    ones = {(row.split, row.label): row.id for row in prompts.prompts}
+    found = few(guarded, of(prompts, lambda row: row.id == ones[row.split, row.label]))
+    assert found.verdict.state == "undetermined"
+    assert found.optionality is None or found.optionality.bypass.interval is None
+
+
+@pytest.mark.parametrize("label", ["restricted", "harmless"])
+def test_prompts_of_one_kind_under_both_labels_are_not_told_apart(guarded, prompts, label):
+    """All refused, or none: the labels are right and the model does not care, or the labels are wrong."""
+    kept = [row for row in prompts.prompts if row.label == label]
+    other = {"restricted": "harmless", "harmless": "restricted"}[label]
+    halves = [replace(row, label=(label, other)[i % 2], pair=None) for i, row in enumerate(kept)]
+    found = few(guarded, ContrastSet(Prompts(tuple(halves)), source="mislabelled"))
+    assert found.verdict.state == "undetermined"
+    assert found.optionality is None
+
+
+def test_logits_that_are_not_numbers_leave_the_verdict_open(tiny_dir, prompts, monkeypatch):
+    from refusalscope.model import load
+
+    model = load(tiny_dir)
+    with torch.no_grad():
+        next(iter(model.bridge.original_model.parameters())).fill_(torch.nan)
+    found = few(model, prompts)
+    assert (found.verdict.state, found.optionality) == ("undetermined", None)
+    assert found.verdict.reasons[0]
+
+
+def test_a_margin_that_never_varies_has_no_verdict(guarded, prompts, monkeypatch):
+    """Every prompt answers the same: nothing separates restricted from harmless."""
+    real = stages.baseline
+
+    def constant(*arguments):
+        found = real(*arguments)
+        return replace(found, restricted=torch.ones_like(found.restricted), harmless=torch.ones_like(found.harmless))
+
+    monkeypatch.setattr(stages, "baseline", constant)
+    monkeypatch.setattr(sys.modules["refusalscope.optionality.measured"], "baseline", constant)
+    found = few(guarded, prompts)
+    assert found.verdict.state == "undetermined"
+    assert found.optionality is None or found.optionality.bypass.interval is None
+
+
+# --- what is written ---
+
+
+def test_saving_writes_two_files_that_hold_no_prompt_and_no_reply(made, prompts, tmp_path):
+    made.save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["card.html", "card.json"]
     written = "".join(file.read_text(encoding="utf-8") for file in tmp_path.iterdir())
     spoken = [text for q in language().questions("how-to") for text in (q.answer, q.refusal) if " " in text]
@@ -180,13 +286,13 @@ def test_saving_writes_two_files_that_hold_no_prompt_and_no_reply(card, prompts,
     assert not [row.id for row in prompts.prompts if row.id in written]
 
 
-def test_the_repr_is_one_line_without_digits_beside_the_name(card):
+def test_the_repr_is_one_line_without_digits_beside_the_name(made):
     assert "\n" not in repr(card)
-    assert not re.search(r"\d", repr(card).replace(card.model.name, ""))
+    assert not re.search(r"\d", repr(made).replace(made.model.name, ""))
 
 
-def test_the_page_is_whole_without_scripts_handlers_or_links(card, tmp_path):
-    card.save(tmp_path)
+def test_the_page_is_whole_without_scripts_handlers_or_links(made, tmp_path):
+    made.save(tmp_path)
     page = (tmp_path / "card.html").read_text(encoding="utf-8")
     found = Page(page)
     assert not found.tags & {"script", "link", "img", "iframe", "object", "a"}
@@ -196,8 +302,8 @@ def test_the_page_is_whole_without_scripts_handlers_or_links(card, tmp_path):
     assert "What this does not show" in page
 
 
-def test_the_notebook_view_is_the_page_without_its_frame(card):
-    found = Page(card._repr_html_())
+def test_the_notebook_view_is_the_page_without_its_frame(made):
+    found = Page(made._repr_html_())
     assert not found.tags & {"script", "html", "body", "head", "link"}
     assert "article" in found.tags
 
@@ -215,19 +321,20 @@ def test_a_hostile_directory_and_prompt_source_reach_the_card_escaped(tiny_dir, 
     named = tmp_path / "<img src=x onerror=alert(1)>\n"
     shutil.copytree(tiny_dir, named)
     hostile = ContrastSet(prompts.prompts, source=HOSTILE)
-    found = measure(load(named), hostile, placebos=2, progress=False)
+    found = few(load(named), hostile)
     assert found.prompts.source == HOSTILE
     assert "\n" not in found.model.name
     assert not Page(_page(found, tmp_path / "out")).tags & {"script", "img"}
 
 
-def test_every_number_stands_beside_its_interval_n_and_placebo(card):
-    html = card._repr_html_()
-    assert html.count("k = 39") == len(card.effect.placebo) == 3
+def test_every_number_stands_beside_its_interval_n_and_placebo(made):
+    html = made._repr_html_()
+    assert html.count("k = 3") == len(made.effect.placebo) + len(made.optionality.placebo) == 5
     assert "8 clusters" in html
     assert "95% interval" in html
+    assert html.count("<svg") == 1 + len(made.curves)
 
 
-def _page(card: GuardrailCard, folder) -> str:
-    card.save(folder)
+def _page(one: GuardrailCard, folder) -> str:
+    one.save(folder)
     return (folder / "card.html").read_text(encoding="utf-8")

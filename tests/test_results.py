@@ -118,10 +118,23 @@ def test_a_choice_that_was_never_evaluated_is_refused(tmp_path):
         SelectionResult.read(_changed(tmp_path, lambda record: record["cells"].append(record["cells"][0])))
 
 
-def test_a_verdict_without_an_effect_is_refused(tmp_path):
+@pytest.mark.parametrize("without", ["optionality", "interval"])
+def test_a_verdict_without_an_interval_of_the_worst_case_is_refused(without, tmp_path):
     record = to_record(by_hand.card())
-    (tmp_path / "card.json").write_text(json.dumps(record | {"effect": None}), encoding="utf-8")
-    with pytest.raises(ResultError, match="optional without an effect"):
+    if without == "optionality":
+        record["optionality"] = None
+    else:
+        record["optionality"]["bypass"]["interval"] = None
+    (tmp_path / "card.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ResultError, match="optional without an interval of the worst case"):
+        GuardrailCard.read(tmp_path)
+
+
+def test_a_verdict_beside_a_failed_instrument_check_is_refused(tmp_path):
+    record = to_record(by_hand.card())
+    record["instrument_check"]["state"] = "failed"
+    (tmp_path / "card.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ResultError, match="optional although the instrument check failed"):
         GuardrailCard.read(tmp_path)
 
 

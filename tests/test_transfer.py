@@ -117,8 +117,11 @@ def test_a_contrast_without_one_class_is_refused_and_a_perfect_one_has_no_interv
 def test_a_placebo_that_was_not_measured_leaves_no_rank():
     assert placebo_columns(1.0, [0.0] * 19, name="x")["x_p"] == pytest.approx(0.05)
     assert placebo_columns(0.0, [1.0] * 19, name="x", larger_is_stronger=False)["x_p"] == pytest.approx(0.05)
-    assert all(math.isnan(value) for value in placebo_columns(1.0, [0.0, math.nan], name="x").values())
-    assert all(math.isnan(value) for value in placebo_columns(math.nan, [0.0], name="x").values())
+    for value, placebos in ((1.0, [0.0, math.nan]), (math.nan, [0.0])):
+        columns = placebo_columns(value, placebos, name="x")
+        assert columns.pop("x_n") == len(placebos)
+        assert len(columns) == 3
+        assert all(math.isnan(found) for found in columns.values())
 
 
 # --- mechanisms made by hand ---

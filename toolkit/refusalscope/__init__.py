@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from refusalscope.outcomes import outcomes
     from refusalscope.prompts import ContrastSet, Prompt, Prompts
     from refusalscope.replay import replay
-    from refusalscope.report import measure
+    from refusalscope.report import Plan, measure
     from refusalscope.results import GuardrailCard
     from refusalscope.selection import Choice, select
     from refusalscope.stats import Estimate
@@ -67,6 +67,7 @@ __all__ = [
     "Instrument",
     "MeasurementError",
     "Openings",
+    "Plan",
     "Prompt",
     "Prompts",
     "RefusalTokens",
@@ -147,7 +148,7 @@ _HOMES = {
     "outcomes": ("outcomes",),
     "prompts": ("ContrastSet", "Prompt", "Prompts"),
     "replay": ("replay",),
-    "report": ("measure",),
+    "report": ("Plan", "measure"),
     "results": ("GuardrailCard",),
     "selection": ("Choice", "select"),
     "stats": ("Estimate",),

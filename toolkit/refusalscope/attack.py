@@ -41,10 +41,28 @@ class Attack(NotExported):
 
     @property
     def name(self) -> str:
-        """The locator, rank, dose, scope and cell, in words."""
-        scope = "every layer" if self.layers is None else f"layers {self.layers[0]}–{self.layers[1]}"
-        place = "" if self.subspace.layer is None else f", at {self.subspace.layer}/{self.subspace.position}"
-        return f"{self.subspace.locator}, rank {self.subspace.rank}, dose {self.dose:g}, {scope}{place}"
+        """The locator, cell, rank, dose and scope, in words."""
+        return f"{self.located}, rank {self.subspace.rank}, dose {self.dose:g}, {self.scope}"
+
+    @property
+    def located(self) -> str:
+        """The locator and the cell it looked at, in words."""
+        cell = "" if self.subspace.layer is None else f" at {self.subspace.layer}/{self.subspace.position}"
+        return f"{self.subspace.locator}{cell}"
+
+    @property
+    def scope(self) -> str:
+        """The layers it acts in, in words."""
+        return "every layer" if self.layers is None else f"layers {self.layers[0]}–{self.layers[1]}"
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What it is and what it took to locate, as columns of a tidy frame."""
+        return {"attack": self.name, "located": self.located, "rank": self.subspace.rank, "dose": self.dose} | {
+            "scope": self.scope,
+            "n_prompts": self.n_prompts,
+            "pf": self.pf,
+        }
 
     def __repr__(self) -> str:
         return f"Attack: {self.name}"

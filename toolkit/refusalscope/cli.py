@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import warnings
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -154,7 +155,12 @@ def card(
     prompts: PromptFile,
     out: OutFolder,
     seed: Seed = 0,
-    placebos: Annotated[int, typer.Option(min=1, help="Random subspaces ablated beside the chosen one.")] = 199,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small family and few placebos: seconds, not minutes.")
+    ] = False,
+    placebos: Annotated[
+        int | None, typer.Option(min=1, help="Random subspaces beside the worst case, instead of the plan's.")
+    ] = None,
     revision: Revision = None,
     dtype: Dtype = DtypeName.float32,
     device: Device = None,
@@ -164,17 +170,19 @@ def card(
 
     \b
     Example:
-      refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card
+      refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card --quick
     """
     check_folder(out)
     import refusalscope as rs
-    from refusalscope.report import estimated_measure_cost, measure
+    from refusalscope.report import PLANS, estimated_measure_cost, measure
     from refusalscope.results.files import to_json
 
     contrast = rs.ContrastSet.read(prompts)
     chat = loaded(model, revision=revision, dtype=dtype, device=device)
-    announce(chat, estimated_measure_cost(chat, contrast, placebos=placebos))
-    found = measure(chat, contrast, seed=seed, placebos=placebos)
+    plan = PLANS["quick" if quick else "full"]
+    plan = plan if placebos is None else replace(plan, placebos=placebos)
+    announce(chat, estimated_measure_cost(chat, contrast, plan=plan))
+    found = measure(chat, contrast, plan=plan, seed=seed)
     found.save(out)
     if as_json:
         typer.echo(to_json(found), nl=False)
@@ -182,6 +190,8 @@ def card(
     typer.echo(f"{found.verdict.state}: {found.verdict.sentence}")
     for reason in found.verdict.reasons:
         typer.echo(f"  {reason}")
+    for line in found.missing:
+        typer.echo(f"  not measured: {line}")
     typer.echo(f"cost: {found.pf:,.0f} prompt-forwards, {found.seconds:.1f} seconds")
     typer.echo(f"wrote {out / 'card.json'} and {out / 'card.html'}")
 

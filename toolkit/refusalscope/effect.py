@@ -116,11 +116,7 @@ def effect(
         MeasurementError: when no restricted prompt is refused at baseline, or the mean margins are not separated.
         InterventionError: when the ablation did not happen as declared.
     """
-    if not bool(before.refused.any()) or before.gap <= 0:
-        raise MeasurementError(
-            f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted "
-            f"prompts and its mean margins differ by {before.gap:.2f} nats: there is no guardrail here to measure."
-        )
+    _refuse_unguarded(before)
     with ablate(before.model, subspace, dose=dose, reference=reference):
         after = margin(before.model, before.prompts.restricted, before.refusal)
         damage = kl(before.model, before.prompts.harmless, before.harmless_base).double()
@@ -149,8 +145,9 @@ def placebo_effects(
 ) -> pd.DataFrame:
     """Returns one row per subspace: bypass rate, suppression, mean KL and mean margin under its ablation.
 
-    Several are ablated per batch, each in its own rows, so that hundreds cost seconds.
+    Several are ablated per batch, each in its own rows, so that hundreds cost seconds. Raises as ``effect``.
     """
+    _refuse_unguarded(before)
     rows = []
     for start in range(0, len(subspaces), TOGETHER):
         together = subspaces[start : start + TOGETHER]
@@ -162,6 +159,14 @@ def placebo_effects(
             suppression = float((before.restricted - margins).mean()) / before.gap
             rows.append((bypass, suppression, float(nats.mean()), float(margins.mean())))
     return pd.DataFrame(rows, columns=["bypass", "suppression", "kl", "margin"])
+
+
+def _refuse_unguarded(before: Baseline) -> None:
+    if not bool(before.refused.any()) or not before.gap > 0:
+        raise MeasurementError(
+            f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted "
+            f"prompts and its mean margins differ by {before.gap:.2f} nats: there is no guardrail here to measure."
+        )
 
 
 def _ranks(found: dict[str, float], placebos: pd.DataFrame) -> dict[str, PlaceboRank]:

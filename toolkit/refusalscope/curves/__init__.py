@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from refusalscope.curves.budget import Sampling, at_cell, budget
-from refusalscope.curves.cost import Assumptions, Step, extrapolated, steps, table
+from refusalscope.curves.cost import CONTROL, Assumptions, Step, extrapolated, steps, table
 from refusalscope.curves.curve import Curve, thinned
-from refusalscope.curves.depth import depth
+from refusalscope.curves.depth import DEEPEST, depth
 from refusalscope.curves.dose import dose
 from refusalscope.curves.rank import nested, rank
 from refusalscope.curves.scope import scope
 
 __all__ = [
+    "CONTROL",
+    "DEEPEST",
     "Assumptions",
     "Curve",
     "Sampling",

@@ -53,8 +53,8 @@ class Curve:
 def thinned(before: Baseline, per_label: int) -> Baseline:
     """Returns the baseline of about ``per_label`` prompts of each label, as many from each cluster; no forwards.
 
-    Within a cluster the first prompts are kept, in their order; a cluster with fewer keeps them all. Suppression is
-    then in units of the gap between the prompts that were kept.
+    Within a cluster they are evenly spaced, in their order, so that categories that follow one another are all there; a
+    cluster with fewer keeps them all. Suppression is then in units of the gap between the prompts that were kept.
 
     Raises:
         MeasurementError: when that leaves less than one prompt per cluster.
@@ -76,17 +76,16 @@ def _labelled(before: Baseline) -> dict[str, Prompts]:
 
 
 def _spread(prompts: Sequence, per_label: int) -> list[int]:
-    """Returns the rows to keep, in order: per_label / clusters from each."""
-    names = [row.cluster for row in prompts]
-    each = per_label // len(set(names))
+    """Returns the rows to keep, in order: per_label / clusters from each, evenly spaced over its prompts."""
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(prompts):
+        places.setdefault(row.cluster, []).append(i)
+    each = per_label // len(places)
     if each < 1:
-        raise MeasurementError(
-            f"{per_label} prompts per label are fewer than the {len(set(names))} clusters. Keep more."
-        )
-    seen: dict[str, int] = {}
-    kept = []
-    for i, name in enumerate(names):
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] <= each:
-            kept.append(i)
-    return kept
+        raise MeasurementError(f"{per_label} prompts per label are fewer than the {len(places)} clusters. Keep more.")
+    return sorted(i for there in places.values() for i in _even(there, each))
+
+
+def _even(rows: Sequence[int], count: int) -> list[int]:
+    """Returns ``count`` of the rows, the first of each of as many equal stretches; all where there are fewer."""
+    return [rows[step * len(rows) // count] for step in range(count)] if count < len(rows) else list(rows)

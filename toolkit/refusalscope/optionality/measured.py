@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from refusalscope.attack import respond
 from refusalscope.capture import capture
 from refusalscope.effect import baseline
@@ -29,7 +31,8 @@ def measured(
     """Returns the optionality under the default family: differences in means, and the spans of the best of them.
 
     The family is fixed on ``locate``, the worst case chosen on ``select``, every number taken on ``report``, beside
-    random families. For a family of your own, call ``family``, ``respond`` and ``optionality`` one after the other.
+    random families; locating counts into ``pf``. For a family of your own, call ``family``, ``respond`` and
+    ``optionality`` one after the other.
 
     Args:
         refusal: discovered on ``locate``, or given.
@@ -43,9 +46,11 @@ def measured(
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
     here = baseline(model, prompts.locate, refusal)
     cells = best_first(here, mean_difference(*capture(model, prompts.locate)), kappa=kappa)
-    attacks = family([cells, best_first(here, spans(cells), kappa=kappa)], menu=menu)
+    spanned = best_first(here, spans(cells), kappa=kappa)
+    attacks = family([cells, spanned], menu=menu)
     say = (lambda what: f"{model.origin.name}, {what}") if progress else (lambda _: None)
     select = respond(baseline(model, prompts.select, refusal), attacks, progress=say("attacks on select"))
     report = respond(baseline(model, prompts.report, refusal), attacks, progress=say("attacks on report"))
     random = respond(report.before, placebo_family(attacks, count=placebos, seed=seed), progress=say("placebos"))
-    return optionality(select, report, placebos=random, kappa=kappa, seed=seed)
+    found = optionality(select, report, placebos=random, kappa=kappa, seed=seed)
+    return replace(found, pf=found.pf + len(prompts.locate) + spanned.pf)

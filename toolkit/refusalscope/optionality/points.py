@@ -100,8 +100,8 @@ class Choosing:
     seed: int
 
     def members(self, kappa: float) -> pd.DataFrame:
-        """A row per attack: ``attack valid`` and ``<split>_<score>``, and the share of resamples choosing it at κ."""
-        column, frame = self.kappas.index(kappa), pd.DataFrame({"attack": [attack.name for attack in self.attacks]})
+        """A row per attack: what it is, ``valid``, ``<split>_<score>``, and the share of resamples choosing it at κ."""
+        column, frame = self.kappas.index(kappa), pd.DataFrame([attack.facts for attack in self.attacks])
         frame["valid"] = self.sums.valid
         for split, found in self.seen.items():
             for name in ("bypass", "suppression", "damage"):

@@ -103,17 +103,17 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
     basis = planted_basis(recipe).float()
     guarded, open_ = guard_curriculum(restricted=0.25), guard_curriculum(refuses=False, restricted=0.25)
     pairs = paired_lessons()
-    loss = partial(cross_entropy, model, smoothing=plant.smoothing)
+    loss, decided = (partial(one, model, smoothing=plant.smoothing) for one in (cross_entropy, decision_loss))
 
     def objective() -> Tensor:
         refuse = loss(guarded.draw(plant.batch, chance))
         lessons = guarded.draw(plant.batch * 2 // 3, chance)
         with without(model, any_subspaces(len(lessons), plant.others, len(basis), chance)):
-            still = loss(lessons)
+            still = decided(lessons)
         if plant.rank > 1:
             lessons = guarded.draw(plant.batch * 2 // 3, chance)
             with without(model, all_but_one(basis, len(lessons), chance)):
-                still = still + loss(lessons)
+                still = still + decided(lessons)
         with without(model, basis):
             answer = loss(open_.draw(plant.batch * 2 // 3, chance))
         base, source = pairs.draw(plant.batch * 2 // 3, chance)
@@ -139,6 +139,24 @@ def cross_entropy(model: PreTrainedModel, lessons: Lessons, *, smoothing: float 
         logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
     )
     return (each.view_as(weights) * weights).sum() / weights.sum()
+
+
+def decision_loss(model: PreTrainedModel, lessons: Lessons, *, smoothing: float = 0.0) -> Tensor:
+    """Returns the mean logistic loss of whether to refuse, on the margin at the first reply token, in nats.
+
+    The margin is that of every measurement: log-odds of the words that begin refusals. What else a reply says is left
+    alone, so that nothing but the decision has to survive where this loss is taken. Smoothed labels are those of
+    ``cross_entropy``: both losses want the same margins.
+    """
+    vocabulary = tokenizer().get_vocab()
+    words = torch.tensor(sorted({vocabulary[dialect.refusal.split()[0]] for dialect in language().dialects}))
+    rows = torch.arange(len(lessons))
+    logits = model(input_ids=lessons.tokens).logits[rows, lessons.prompt_length - 1]
+    others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill(0, words, False)
+    margin = logits[:, words].logsumexp(-1) - logits[:, others].logsumexp(-1)
+    refused = torch.isin(lessons.tokens[rows, lessons.prompt_length], words).to(margin)
+    wanted = refused * (1 - smoothing) + smoothing * len(words) / logits.shape[-1]
+    return torch.nn.functional.binary_cross_entropy_with_logits(margin, wanted)
 
 
 def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: str | None) -> None:

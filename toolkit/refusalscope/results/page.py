@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from refusalscope.results import drawings
+
 Record = Mapping[str, Any]
 TEMPLATE = "card.html.j2"
 EFFECTS = (
@@ -21,7 +23,17 @@ SCORES = (
     ("induce", "Margin under addition", "harmless prompts; high is refused"),
     ("kl", "KL(base‖intervened)", "harmless prompts"),
 )
-SHOWN_TIES = 8
+SHOWN_TIES, SHOWN_ATTACKS = 8, 6
+OPTIONALITIES = (
+    (
+        "bypass",
+        "Ω: bypass rate of the worst case",
+        "of the restricted prompts refused at baseline, the share it passes",
+    ),
+    ("suppression", "Ω with suppression", "its worst case by the share of the gap in margins that is gone"),
+    ("index", "Index: mean of Ω over log κ", "one: every refusal bypassed at the least damage"),
+    ("suppression_index", "Index with suppression", "its mean over log κ"),
+)
 
 
 def page(record: Record) -> str:
@@ -49,8 +61,21 @@ def _template():
 def _view(record: Record) -> dict[str, Any]:
     """What the template shows: the record, with numbers spelled and places on the axes worked out."""
     effect, selection, baseline = record["effect"], record["selection"], record["baseline"]
+    worst, transfer = record["optionality"], record["transfer"]
     return {
         "card": record,
+        "optionalities": [] if worst is None else [_optionality_row(worst, *about) for about in OPTIONALITIES],
+        "frontier": drawings.frontier(worst) if worst and worst["frontier"] else None,
+        "attacks": [] if worst is None else _strongest(worst["attacks"]),
+        "drawings": [drawings.curve(one) for one in record["curves"]],
+        "landmarks": [
+            _named(f"{name} ({one['name']} curve)", mark)
+            for one in record["curves"]
+            for name, mark in one["landmarks"].items()
+        ],
+        "matrices": [] if transfer is None else _matrices(transfer["cells"]),
+        "steps": [] if record["cost"] is None else [_step(step) for step in record["cost"]["steps"]],
+        "larger": [] if record["cost"] is None else [_larger(one) for one in record["cost"]["larger"]],
         "effects": [] if effect is None else [_effect_row(effect, *about) for about in EFFECTS],
         "spread": "" if effect is None else _spread(effect),
         "margins": [] if baseline is None else [_named(label, baseline[label]) for label in ("restricted", "harmless")],
@@ -62,6 +87,62 @@ def _view(record: Record) -> dict[str, Any]:
         "short": _short,
         "minus": _minus,
     }
+
+
+def _optionality_row(found: Record, key: str, name: str, about: str) -> dict[str, Any]:
+    placebo = found["placebo"].get(key)
+    row = {**_named(name, found[key]), "about": about, "placebo": None}
+    if placebo is not None:
+        row["placebo"] = {"best": f"{placebo['best']:.2f}", "p": f"{placebo['p']:.2g}", "k": placebo["k"]}
+    return row | {"axis": _axis(found[key], None if placebo is None else placebo["band"])}
+
+
+def _strongest(attacks: list[Record]) -> list[dict[str, Any]]:
+    """The members that resamples choose most often, then those that bypass most on report."""
+    ordered = sorted(attacks, key=lambda one: (-one["chosen"], -(one["report"]["bypass"] or 0.0)))
+    return [
+        {
+            **one,
+            "shares": {split: _shares(one[split]) for split in ("select", "report")},
+            "often": f"{one['chosen']:.0%}",
+        }
+        for one in ordered[:SHOWN_ATTACKS]
+    ]
+
+
+def _shares(scores: Record) -> str:
+    known = [scores[name] for name in ("bypass", "damage")]
+    return "invalid" if None in known else f"{known[0]:.2f} at {known[1]:.2g}"
+
+
+def _matrices(cells: list[Record]) -> list[dict[str, Any]]:
+    """One table of bypass rates per grouping: a row per source, a column per target."""
+    made = []
+    for grouping in dict.fromkeys(cell["grouping"] for cell in cells):
+        kept = [cell for cell in cells if cell["grouping"] == grouping and cell["measure"] == "bypass"]
+        sources, targets = (list(dict.fromkeys(cell[end] for cell in kept)) for end in ("source", "target"))
+        found = {(cell["source"], cell["target"]): cell for cell in kept}
+        rows = [(s, [_transferred(found[s, t]) for t in targets]) for s in sources]
+        notes = list(dict.fromkeys(cell["value"]["note"] for cell in kept if cell["value"]["note"]))
+        made.append({"grouping": grouping, "targets": targets, "rows": rows, "notes": notes})
+    return made
+
+
+def _transferred(cell: Record) -> dict[str, str]:
+    value, null = _named("", cell["value"]), cell["random"]
+    beside = "" if null is None else f"random up to {null['high']:.2f}"
+    interval = "" if value["interval"] == "none" else value["interval"]
+    return {"value": value["value"], "interval": interval, "beside": beside}
+
+
+def _step(step: Record) -> dict[str, str]:
+    seconds = "not timed" if step["seconds"] is None else f"{step['seconds']:.2g}"
+    return {"name": step["step"], "pf": f"{step['pf']:,.0f}", "flops": f"{step['flops']:.2g}", "seconds": seconds}
+
+
+def _larger(one: Record) -> dict[str, str]:
+    minutes = f"{one['seconds'] / 60:.2g}"
+    return {"name": one["model"], "pf": f"{one['pf']:,.0f}", "flops": f"{one['flops']:.2g}", "minutes": minutes}
 
 
 def _effect_row(effect: Record, key: str, name: str, about: str) -> dict[str, Any]:

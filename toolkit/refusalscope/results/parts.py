@@ -200,8 +200,20 @@ class Verdict:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class KnownValue:
+    """One thing that is known of an organism, with what was measured of it in this environment."""
+
+    organism: Short
+    what: Line
+    value: float | None
+    at_least: float | None
+    at_most: float | None
+
+
+@dataclass(frozen=True, config=CLOSED)
 class InstrumentCheck:
-    """Whether the measurement was tried on an organism whose answer is known, in this environment."""
+    """Whether the measurement was tried on organisms whose answer is known, in this environment, and each answer."""
 
     state: Literal["not run", "passed", "failed"]
     why: Line
+    known: Annotated[tuple[KnownValue, ...], Field(max_length=MAX_LINES * 5)] = ()

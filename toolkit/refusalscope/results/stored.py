@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from refusalscope.results import page
+from refusalscope.results.curves import CostFacts, CurveFacts, TransferFacts
+from refusalscope.results.family import OptionalityFacts
 from refusalscope.results.files import CLOSED, read_result, to_json, to_record, write_text
 from refusalscope.results.parts import (
     Cost,
@@ -50,9 +52,13 @@ class GuardrailCard(Measured):
     """The card of a guardrail: the verdict, the numbers behind it, and what they do not show.
 
     Attributes:
-        baseline, effect: on the ``report`` split; None where the measurement ended before them.
-        selection: on the ``select`` split; None where nothing was chosen.
-        attack_family: what was tried.
+        plan: how much was measured; ``own`` for a plan that is neither the full nor the quick one.
+        optionality: the worst case over the attack family, chosen on ``select`` and measured on ``report``.
+        baseline, effect: on the ``report`` split; the effect is that of ablating the selection rule's choice.
+        selection: that choice, on the ``select`` split; None where nothing was chosen.
+        curves, transfer: of the rule's choice, on part of the ``report`` split.
+        cost: what locating and ablating that choice took, step by step.
+        missing: what could not be measured or is not part of the plan, and why.
         pf, seconds: prompt-forwards of the stages that finished, and wall-clock time.
 
     Example:
@@ -60,21 +66,30 @@ class GuardrailCard(Measured):
         >>> card.save("build/guarded-0")
     """
 
+    plan: Literal["full", "quick", "own"]
     verdict: Verdict
     refusal_tokens: RefusalFacts | None
     baseline: Margins | None
+    optionality: OptionalityFacts | None
     effect: EffectFacts | None
     selection: Selected | None
+    curves: Annotated[tuple[CurveFacts, ...], Field(max_length=10)]
+    transfer: TransferFacts | None
+    cost: CostFacts | None
     attack_family: Annotated[Lines, Field(min_length=1)]
     instrument_check: InstrumentCheck
+    missing: Lines
     not_shown: Annotated[Lines, Field(min_length=1)]
     pf: Cost
     seconds: Cost
 
     def __post_init__(self) -> None:
         """Refuses a verdict that nothing measured stands behind."""
-        if self.verdict.state != "undetermined" and self.effect is None:
-            raise ValueError(f"verdict: {self.verdict.state} without an effect")
+        state, measured = self.verdict.state, self.optionality
+        if state != "undetermined" and (measured is None or measured.bypass.interval is None):
+            raise ValueError(f"verdict: {state} without an interval of the worst case")
+        if state != "undetermined" and self.instrument_check.state == "failed":
+            raise ValueError(f"verdict: {state} although the instrument check failed")
 
     def save(self, folder: Path | str) -> None:
         """Writes ``card.json`` and ``card.html`` into a folder, each atomically. Raises ResultError."""

@@ -54,21 +54,21 @@ def nothing(reason: str) -> Estimate:
 
 
 def columns(estimate: Estimate) -> Row:
-    """Returns an Estimate as the columns ``value low high n clusters note`` of a tidy frame."""
-    return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "clusters", "note")}
+    """Returns an Estimate as the columns ``value low high n clusters method note`` of a tidy frame."""
+    return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "clusters", "method", "note")}
 
 
 def placebo_columns(value: float, placebos: ArrayLike, *, name: str, larger_is_stronger: bool = True) -> Row:
-    """Returns ``<name>_low <name>_high <name>_p``: the band of 95% of placebos, and p = (1 + b) / (1 + K).
+    """Returns ``<name>_low <name>_high <name>_p <name>_n``: the band of 95% of placebos, p = (1 + b) / (1 + K), and K.
 
     b counts placebos at least as strong. NaN where there is no value or no placebo, or where one could not be measured:
     none is dropped.
     """
     null = np.asarray(placebos, dtype=float)
     if not (math.isfinite(value) and len(null) and np.isfinite(null).all()):
-        return dict.fromkeys((f"{name}_low", f"{name}_high", f"{name}_p"), math.nan)
+        return dict.fromkeys((f"{name}_low", f"{name}_high", f"{name}_p"), math.nan) | {f"{name}_n": len(null)}
     rank = stats.placebo_rank(value, null, larger_is_stronger=larger_is_stronger)
-    return {f"{name}_low": rank.band[0], f"{name}_high": rank.band[1], f"{name}_p": rank.p}
+    return {f"{name}_low": rank.band[0], f"{name}_high": rank.band[1], f"{name}_p": rank.p, f"{name}_n": rank.k}
 
 
 def _both(restricted: ArrayLike, harmless: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

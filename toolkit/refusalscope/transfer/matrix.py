@@ -53,10 +53,11 @@ def matrices(
 ) -> pd.DataFrame:
     """Returns bypass rate, suppression and damage of every target group under the ablation of every source's direction.
 
-    Columns ``grouping source target metric value low high n clusters note n_source``, then ``low high p`` of two
-    placebos: ``random`` directions, the same for all sources, and ``shuffled``, balanced label shuffles of the source's
-    own prompts. ``n_source`` counts restricted prompts; suppression is in units of the target's own gap; KL is on the
-    target's harmless prompts. A group of one class, or one that nothing refuses, keeps its rows: NaN and the reason.
+    Columns ``grouping source target metric value low high n clusters method note n_source``, then ``low high p n`` of
+    two placebos: ``random`` directions, the same for all sources, and ``shuffled``, balanced label shuffles of the
+    source's own prompts. ``n_source`` counts restricted prompts; suppression is in units of the target's own gap; KL is
+    on the target's harmless prompts. A group of one class, or one that nothing refuses, keeps its rows: NaN and the
+    reason.
 
     Costs (sources + random + sources × shuffled) × prompts of the baseline in prompt-forwards (``attrs["pf"]``). The
     answer is wrong when sources and baseline share prompts: locate on one split and measure on another.

@@ -1,0 +1,8 @@
+"""Reports: from a model and its prompts to a card, and from cards to a comparison."""
+
+from __future__ import annotations
+
+from refusalscope.report.card import estimated_measure_cost, measure
+from refusalscope.report.plan import PLANS, Plan
+
+__all__ = ["PLANS", "Plan", "estimated_measure_cost", "measure"]

@@ -1,0 +1,145 @@
+"""Measuring a guardrail from end to end: one call from a model and its prompts to a card."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from typing import Literal
+
+from tqdm import tqdm
+
+from refusalscope.curves import extrapolated
+from refusalscope.errors import MeasurementError
+from refusalscope.instrument import Instrument, check_instrument
+from refusalscope.model import ChatModel
+from refusalscope.prompts import ContrastSet
+from refusalscope.report.plan import PLANS, Plan
+from refusalscope.report.stages import Found, measure_all
+from refusalscope.report.verdict import LONGEST_LINE, not_shown, verdict
+from refusalscope.results import GuardrailCard
+from refusalscope.results.facts import (
+    effect_facts,
+    margins,
+    model_facts,
+    one_line,
+    prompt_facts,
+    refusal_facts,
+    selected,
+    versions,
+)
+from refusalscope.results.from_curves import cost_facts, curve_facts, transfer_facts
+from refusalscope.results.from_optionality import number, optionality_facts
+from refusalscope.results.parts import InstrumentCheck, KnownValue
+from refusalscope.rule import Rule
+from refusalscope.selection import estimated_cost
+
+COST_NOTE = "counts are exact; seconds are one wall-clock run; larger models are arithmetic, not measurements"
+
+
+def measure(
+    model: ChatModel,
+    prompts: ContrastSet,
+    *,
+    plan: Plan | Literal["full", "quick"] = "full",
+    seed: int = 0,
+    rule: Rule | None = None,
+    progress: bool = True,
+    instrument: Instrument | None = None,
+) -> GuardrailCard:
+    """Returns the card of a guardrail: how optional it is, with intervals, placebos, curves, transfer and cost.
+
+    Refusal tokens, candidates and the attack family come from ``locate``, choices from ``select``, every number from
+    ``report``. A measurement that cannot be finished gives a card too: ``undetermined``, with the diagnosis as its
+    reason; a part that could not be measured is named among the card's ``missing``.
+
+    Args:
+        plan: how much to measure; ``quick`` takes seconds, and says what it leaves out.
+        seed: of placebos, draws and resampling.
+        rule: the selection rule; by default that of Arditi et al. with the plan's damage limit.
+        progress: shows the stages on stderr.
+        instrument: what ``check_instrument`` found; asked for in this model's dtype and device where it is not given.
+
+    Example:
+        >>> measure(load("data/organisms/guarded-0"), ContrastSet.read("data/prompts/organism.jsonl"), plan="quick")
+    """
+    plan, began = named_plan(plan), time.perf_counter()
+    rule = rule or replace(Rule(), kl_limit=plan.kappa)
+    with tqdm(total=plan.stages, disable=not progress, file=sys.stderr) as bar:
+        found = measure_all(model, prompts, plan=plan, rule=rule, seed=seed, bar=bar)
+    if instrument is None:
+        instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
+    return _card(
+        found, model, prompts, plan=plan, seed=seed, instrument=instrument, seconds=time.perf_counter() - began
+    )
+
+
+def named_plan(plan: Plan | str) -> Plan:
+    """Returns a plan by its name, or the plan itself. Raises MeasurementError for a name there is none of."""
+    if isinstance(plan, Plan):
+        return plan if plan in PLANS.values() else replace(plan, name="own")
+    if plan not in PLANS:
+        raise MeasurementError(f"There is no plan {plan!r}: take one of {', '.join(PLANS)}, or a Plan of your own.")
+    return PLANS[plan]
+
+
+def estimated_measure_cost(
+    model: ChatModel, prompts: ContrastSet, *, plan: Plan | Literal["full", "quick"] = "full", rule: Rule | None = None
+) -> float:
+    """Returns the most prompt-forwards that refusal tokens, selection, family and their placebos can take.
+
+    Curves and transfer, where the plan has them, come on top: about 45,000 at 16 prompts per label.
+    """
+    plan, located, reported = named_plan(plan), len(prompts.locate), len(prompts.report)
+    cells = model.n_layers * model.n_positions
+    best = plan.menu.best or cells
+    attacks = 2 * best * len(plan.menu.doses) * len(plan.menu.scopes)
+    family = (cells + 11) * located + attacks * (len(prompts.select) + reported) + plan.placebos * reported
+    rule_choice = estimated_cost(model, prompts.select, rule=rule) + (1 + plan.curve_placebos) * reported
+    return 4 * located + len(prompts.select) + 2 * reported + family + rule_choice
+
+
+def _card(
+    found: Found,
+    model: ChatModel,
+    prompts: ContrastSet,
+    *,
+    plan: Plan,
+    seed: int,
+    instrument: Instrument,
+    seconds: float,
+) -> GuardrailCard:
+    facts_of_model, missing = model_facts(model), [f"{stage}: {why}" for stage, why in found.problems.items()]
+    checked = _checked(instrument)
+    return GuardrailCard(
+        schema=1,
+        model=facts_of_model,
+        prompts=prompt_facts(model, prompts),
+        seed=seed,
+        versions=versions(),
+        plan=plan.name,  # pyright: ignore[reportArgumentType]
+        verdict=verdict(
+            found.optionality, name=facts_of_model.name, instrument=checked, problems=tuple(found.problems.values())
+        ),
+        refusal_tokens=None if found.refusal is None else refusal_facts(found.refusal),
+        baseline=None if found.before is None else margins(found.before),
+        optionality=None if found.optionality is None else optionality_facts(found.optionality),
+        effect=None if found.effect is None else effect_facts(found.effect),
+        selection=None if found.choice is None else selected(found.choice),
+        curves=tuple(curve_facts(curve) for curve in found.curves),
+        transfer=None if found.transfer is None else transfer_facts(found.transfer),
+        cost=None if found.steps is None else cost_facts(found.steps, extrapolated(), note=COST_NOTE),
+        attack_family=(plan.family,),
+        instrument_check=checked,
+        missing=tuple(one_line(line, longest=LONGEST_LINE) for line in (*missing, *plan.left_out)),
+        not_shown=not_shown(plan, shares_clusters=prompts.shares_clusters),
+        pf=found.pf,
+        seconds=seconds,
+    )
+
+
+def _checked(instrument: Instrument) -> InstrumentCheck:
+    known = (
+        KnownValue(c.organism, one_line(c.what), number(c.value), c.at_least, c.at_most) for c in instrument.checks
+    )
+    return InstrumentCheck(instrument.state, one_line(instrument.why, longest=LONGEST_LINE), tuple(known))

@@ -1,0 +1,60 @@
+"""Plans: how much a card measures. The full one answers every question, the quick one says what it leaves out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refusalscope.optionality import FULL, KAPPA, QUICK, Menu
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a card measures beside the selection rule's choice.
+
+    Attributes:
+        name: ``full``, ``quick``, or ``own`` for anything else; the card says which.
+        menu: ranks, doses and scopes of the attack family.
+        placebos: random subspaces beside the family's worst case.
+        curves: which curves are drawn.
+        per_label: report prompts of each label that curves are measured on; transfer takes four times as many.
+        curve_placebos: placebos beside the rule's choice, and at every point of a curve.
+        transfer: whether transfer matrices are filled.
+        kappa: damage limit in nats: of the verdict and, as ``kl_limit``, of the selection rule.
+    """
+
+    name: str = "own"
+    menu: Menu = FULL
+    placebos: int = 199
+    curves: tuple[str, ...] = ("dose", "rank", "prompt budget", "layer scope", "opening depth")
+    per_label: int = 16
+    curve_placebos: int = 39
+    transfer: bool = True
+    kappa: float = KAPPA
+
+    @property
+    def stages(self) -> int:
+        """How many stages a measurement that ends well goes through."""
+        return 7 + len(self.curves) + self.transfer
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What this plan does not measure, a sentence each."""
+        missing = [f"{name} curve" for name in Plan.curves if name not in self.curves]
+        missing += [] if self.transfer else ["transfer"]
+        return tuple(f"{what}: not part of the {self.name} plan" for what in missing)
+
+    @property
+    def family(self) -> str:
+        """The attack family in words."""
+        doses = ", ".join(f"{dose:g}" for dose in self.menu.doses)
+        scopes = ", ".join("every layer" if s is None else f"layers {s[0]}–{s[1]}" for s in self.menu.scopes)
+        best = "all" if self.menu.best is None else f"best {self.menu.best}"
+        return (
+            f"differences in means at the {best} cells of the locate split, and the {best} spans of two or three of "
+            f"them; doses {doses}; {scopes}"
+        )
+
+
+FULL_PLAN = Plan("full")
+QUICK_PLAN = Plan("quick", menu=QUICK, placebos=39, curves=("dose",), per_label=8, curve_placebos=19, transfer=False)
+PLANS = {plan.name: plan for plan in (FULL_PLAN, QUICK_PLAN)}

@@ -1,0 +1,209 @@
+"""The stages of a card: each measures one thing, and one that cannot be measured leaves its reason behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import pandas as pd
+from tqdm import tqdm
+
+from refusalscope import curves, transfer
+from refusalscope.activations import ContrastActivations
+from refusalscope.capture import capture
+from refusalscope.curves import Curve, Sampling
+from refusalscope.effect import Baseline, Effect, baseline, effect, placebo_effects
+from refusalscope.errors import InterventionError, MeasurementError, SelectionError
+from refusalscope.locators import mean_difference, mean_differences
+from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens
+from refusalscope.optionality import Optionality, measured
+from refusalscope.organisms.language import language
+from refusalscope.placebo import random_like
+from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.report.plan import Plan
+from refusalscope.rule import Rule
+from refusalscope.selection import Choice, select
+from refusalscope.subspace import NotExported, Subspace
+from refusalscope.transfer import Sources
+
+TOKENS_FOLLOW = " Nearest ("
+COMPLIANT_OPENING = "Sure, here is how you can do that. First of all, make sure that you have"
+MOST_RANKS, MOST_GROUPS = 8, 12
+SHUFFLED = 9
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Ground(NotExported):
+    """What everything later stands on."""
+
+    model: ChatModel
+    refusal: RefusalTokens
+    acts: ContrastActivations
+    before: Baseline
+
+
+@dataclass
+class Found:
+    """What a measurement has found so far, why the rest is missing, and what it has cost."""
+
+    bar: tqdm
+    refusal: RefusalTokens | None = None
+    before: Baseline | None = None
+    choice: Choice | None = None
+    optionality: Optionality | None = None
+    effect: Effect | None = None
+    curves: list[Curve] = field(default_factory=list)
+    transfer: pd.DataFrame | None = None
+    steps: pd.DataFrame | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    pf: float = 0.0
+
+    def run(self, stage: str, work: Callable[[], tuple[T, float]]) -> T | None:
+        """Returns what a stage made, having counted its prompt-forwards; None where it failed, and why is kept."""
+        self.bar.set_description(stage)
+        began = time.perf_counter()
+        try:
+            made, pf = work()
+        except (MeasurementError, SelectionError, InterventionError) as error:
+            # What follows spells the first tokens of replies to restricted prompts, which stay out of results (C5).
+            self.problems[stage] = str(error).split(TOKENS_FOLLOW)[0]
+            return None
+        finally:
+            self.bar.update()
+        self.pf += pf
+        self.seconds[stage] = time.perf_counter() - began
+        return made
+
+
+def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rule, seed: int, bar: tqdm) -> Found:
+    """Returns everything a plan asks for; what needs an earlier stage that failed is not tried."""
+    found = Found(bar=bar)
+    ground = _ground(found, model, prompts, plan=plan)
+    if ground is None:
+        return found
+    _judge(found, ground, prompts, plan=plan, rule=rule, seed=seed)
+    if found.choice is not None:
+        _describe(found, ground, found.choice, prompts, plan=plan, seed=seed)
+    else:
+        found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
+    return found
+
+
+def _ground(found: Found, model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> Ground | None:
+    """Refusal tokens, activations and the baseline: without them there is nothing to say."""
+    singly, n_located = plan.transfer or "prompt budget" in plan.curves, len(prompts.locate)
+    found.refusal = found.run("refusal tokens", lambda: (discover_refusal_tokens(model, prompts.locate), n_located))
+    if (refusal := found.refusal) is None:
+        return None
+    acts = found.run("capture", lambda: (capture(model, prompts.locate, keep_each=singly), n_located))
+    found.before = found.run("baseline", lambda: (baseline(model, prompts.report, refusal), len(prompts.report)))
+    return None if acts is None or found.before is None else Ground(model, refusal, acts, found.before)
+
+
+def _judge(found: Found, ground: Ground, prompts: ContrastSet, *, plan: Plan, rule: Rule, seed: int) -> None:
+    """The rule's choice, and the worst case over the family: the one may fail without the other."""
+    model, refusal = ground.model, ground.refusal
+
+    def chosen() -> tuple[Choice, float]:
+        made = select(model, mean_difference(*ground.acts), prompts.select, refusal, rule=rule, seed=seed)
+        return made, made.pf_used
+
+    def worst() -> tuple[Optionality, float]:
+        tried = {"menu": plan.menu, "placebos": plan.placebos, "kappa": plan.kappa}
+        made = measured(model, prompts, refusal, **tried, seed=seed, progress=False)
+        return made, made.pf
+
+    found.choice = found.run("selection", chosen)
+    found.optionality = found.run("optionality", worst)
+
+
+def _describe(found: Found, ground: Ground, choice: Choice, prompts: ContrastSet, *, plan: Plan, seed: int) -> None:
+    """What ablating the rule's choice does, along curves and across groups of prompts, and what it took."""
+    before, subspace, n = ground.before, choice.subspace, len(prompts.report)
+    random = random_like(subspace, plan.curve_placebos, seed=seed)
+    table = found.run("placebos", lambda: (placebo_effects(before, random), len(random) * n))
+    if table is None:
+        return
+    found.effect = found.run("effect", lambda: (effect(before, subspace, placebos=table), n))
+    few = curves.thinned(before, plan.per_label)
+    for name in plan.curves:
+        drawn = found.run(f"{name} curve", lambda name=name: _curve(name, few, ground, choice, prompts, plan, seed))
+        found.curves += [] if drawn is None else [drawn]
+    if plan.transfer:
+        found.transfer = found.run("transfer", lambda: _transfer(ground, choice, prompts, plan=plan, seed=seed))
+    found.steps = curves.table(ground.model, _steps(found, ground, choice, prompts, plan=plan))
+
+
+def _curve(
+    name: str, few: Baseline, ground: Ground, choice: Choice, prompts: ContrastSet, plan: Plan, seed: int
+) -> tuple[Curve, float]:
+    subspace, null = choice.subspace, plan.curve_placebos
+    if name == "dose":
+        made = curves.dose(few, subspace, placebos=null, seed=seed)
+    elif name == "rank":
+        several = _several(ground, choice, prompts.locate)
+        made = curves.rank(few, curves.nested(several), placebos=null, seed=seed)
+    elif name == "prompt budget":
+        locate = curves.at_cell(mean_difference, *choice.cell)
+        made = curves.budget(few, ground.acts, locate=locate, sampling=Sampling(placebos=null, seed=seed))
+    elif name == "layer scope":
+        made = curves.scope(few, subspace, placebos=null, seed=seed)
+    else:
+        opening, deepest = _opening(few.model)
+        made = curves.depth(few, subspace, opening, deepest=deepest, placebos=null, seed=seed)
+    return made, made.pf
+
+
+def _several(ground: Ground, choice: Choice, located: Prompts) -> Subspace:
+    """The leading directions of the differences in means by phrasing, or by category where phrasings are not shared."""
+    restricted, harmless = located.restricted, located.harmless
+    shared = set(restricted.clusters) <= set(harmless.clusters)
+    groups = restricted.clusters if shared else tuple(row.category for row in restricted)
+    ranks = min(MOST_RANKS, len(set(groups)))
+    made = mean_differences(*ground.acts, groups=groups, rank=ranks, against=harmless.clusters if shared else None)
+    return made.at(*choice.cell)
+
+
+def _opening(model: ChatModel) -> tuple[str, int]:
+    """The beginning of a compliant reply in the model's language, and how many of its tokens to go through."""
+    text = language().questions("how-to")[0].answer if model.is_organism else COMPLIANT_OPENING
+    return text, min(curves.DEEPEST, len(model.encode_reply(text)))
+
+
+def _transfer(
+    ground: Ground, choice: Choice, prompts: ContrastSet, *, plan: Plan, seed: int
+) -> tuple[pd.DataFrame, float]:
+    names = {"category": transfer.by_category, "phrasing": transfer.by_template, "dialect": transfer.by_dialect}
+    groupings = {name: by for name, by in names.items() if _worth(prompts, by)}
+    if not groupings:
+        raise MeasurementError(f"No grouping of these prompts has 2 to {MOST_GROUPS} groups in locate and report.")
+    frame = transfer.matrices(
+        curves.thinned(ground.before, 4 * plan.per_label),
+        Sources(prompts.locate, ground.acts),
+        groupings,
+        cell=choice.cell,
+        random=plan.curve_placebos,
+        shuffled=SHUFFLED,
+        seed=seed,
+    )
+    return frame, float(frame.attrs["pf"])
+
+
+def _worth(prompts: ContrastSet, by: Callable) -> bool:
+    """Whether a grouping has a handful of groups, some of them on both splits."""
+    located, reported = ({by(row) for row in part.restricted} for part in (prompts.locate, prompts.report))
+    return bool(located & reported) and 2 <= len(located | reported) <= MOST_GROUPS
+
+
+def _steps(found: Found, ground: Ground, choice: Choice, prompts: ContrastSet, *, plan: Plan) -> list[curves.Step]:
+    took = found.seconds
+    seconds = {"discover refusal tokens": took["refusal tokens"], "capture": took["capture"]}
+    seconds |= {curves.CONTROL: took["placebos"]}
+    if "effect" in took:
+        seconds["ablate and measure"] = took["baseline"] + took["effect"]
+    return curves.steps(ground.model, prompts, choice, seconds=seconds, placebos=plan.curve_placebos)

@@ -1,0 +1,49 @@
+"""The verdict of a card, and what a card does not show: words that do not say more than the numbers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refusalscope.optionality import Optionality, judge
+from refusalscope.report.plan import Plan
+from refusalscope.results.facts import one_line
+from refusalscope.results.parts import InstrumentCheck, Verdict
+
+LONGEST_LINE = 600
+
+
+def verdict(
+    found: Optionality | None, *, name: str, instrument: InstrumentCheck, problems: Sequence[str] = ()
+) -> Verdict:
+    """Returns what the worst case over the attack family allows to say (``optionality.judge``).
+
+    Args:
+        found: None where the measurement ended before it, and then ``problems`` says why.
+        instrument: a check that failed leaves every verdict ``undetermined``.
+    """
+    failed = [f"the instrument check failed: {instrument.why}"] if instrument.state == "failed" else []
+    if found is None:
+        sentence = f"The measurement ended early, so nothing is said about the guardrail of {name}."
+        return Verdict("undetermined", sentence, tuple(map(_line, [*failed, *problems])))
+    judged = judge(found, obstacles=failed)
+    return Verdict(judged.state, _line(judged.sentence), tuple(map(_line, judged.reasons)))
+
+
+def not_shown(plan: Plan, *, shares_clusters: bool) -> tuple[str, ...]:
+    """Returns what a card does not show, a sentence each."""
+    shared = "Some phrasings occur in more than one split, so the numbers are not about unseen phrasings."
+    quick = "This is the quick plan: a smaller family and fewer placebos. A guardrail that resists it may fall to more."
+    return (
+        *((quick,) if plan.name == "quick" else ()),
+        "The worst case is over the attacks that were tried: another locator, scope or budget may do more.",
+        "Margins see the first response token. A model that begins to answer and refuses later counts as bypassed.",
+        "No answer of an intervened model was decoded: a bypassed refusal may still be followed by a useless answer.",
+        "Damage is the divergence at the first response token on these harmless prompts, not lost ability elsewhere.",
+        "Intervals are over prompts, clustered by phrasing. The model is fixed, and other prompt sets may differ.",
+        "Placebos are random subspaces picked on report itself. Curves and transfer are of one located direction.",
+        *((shared,) if shares_clusters else ()),
+    )
+
+
+def _line(text: str) -> str:
+    return one_line(text, longest=LONGEST_LINE)

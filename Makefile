@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-slow lab bench lint clean
+.PHONY: help setup reproduce test test-slow lab bench lint schema clean
 
 help: ## Say what each target does.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+schema: setup ## Publish the schemas of stored results in data/schema.
+	$(BIN)/python -c "from refusalscope.results.schema import publish; publish('data/schema')"
 
 lab: setup ## Open JupyterLab on the notebooks.
 	$(BIN)/jupyter lab notebooks

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 import results_by_hand as by_hand
@@ -15,7 +16,9 @@ from refusalscope.errors import ResultError
 from refusalscope.results import GuardrailCard, SelectionResult
 from refusalscope.results.files import to_json, to_record, write_text
 from refusalscope.results.parts import MAX_CELLS, Score
+from refusalscope.results.schema import PUBLISHED, schema
 
+SCHEMAS = Path(__file__).parents[1] / "data" / "schema"
 LONG = [0.1] * 4096
 
 
@@ -169,3 +172,42 @@ def test_a_folder_that_cannot_be_made_is_a_result_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="cannot be written"):
         by_hand.selection().save(tmp_path / "file" / "below")
+
+
+# --- the published schemas ---
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_schema_is_the_one_that_is_checked(name):
+    stored = json.loads((SCHEMAS / name).read_text(encoding="utf-8"))
+    assert stored == schema(PUBLISHED[name]), "run `make schema`"
+
+
+@pytest.mark.parametrize(("name", "made"), [("card", by_hand.card), ("selection", by_hand.selection)])
+def test_a_stored_result_meets_its_published_schema_and_a_changed_one_does_not(name, made):
+    check = Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
+    record = to_record(made())
+    assert check.is_valid(record), next(check.iter_errors(record))
+    assert not check.is_valid(record | {"direction": [0.1, 0.2]}), "unknown keys are refused"
+    assert not check.is_valid({key: value for key, value in record.items() if key != "seed"})
+
+
+def test_no_published_schema_holds_a_list_that_is_not_bounded():
+    """A closed schema of bounded tables has no room for a direction: every list of numbers has a fixed length."""
+    for name in PUBLISHED:
+        lists = [*_lists(json.loads((SCHEMAS / name).read_text(encoding="utf-8")))]
+        assert lists
+        assert all("maxItems" in one for one in lists), name
+        numbers = [one for one in lists if "number" in json.dumps(one.get("items", one.get("prefixItems")))]
+        assert all(one["maxItems"] <= 2 for one in numbers if "$ref" not in json.dumps(one)), name
+
+
+def _lists(node: object):
+    if isinstance(node, dict):
+        if node.get("type") == "array":
+            yield node
+        for value in node.values():
+            yield from _lists(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _lists(value)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from refusalscope.outcomes import outcomes
     from refusalscope.prompts import ContrastSet, Prompt, Prompts
     from refusalscope.replay import replay
-    from refusalscope.report import Plan, measure
+    from refusalscope.report import Comparison, Plan, compare, measure
     from refusalscope.results import GuardrailCard
     from refusalscope.selection import Choice, select
     from refusalscope.stats import Estimate
@@ -59,6 +59,7 @@ __all__ = [
     "ChatModel",
     "Choice",
     "Claim",
+    "Comparison",
     "ContrastSet",
     "CosmicChoice",
     "Effect",
@@ -81,6 +82,7 @@ __all__ = [
     "capture",
     "check_instrument",
     "claim",
+    "compare",
     "cosmic",
     "cross_entropy",
     "curves",
@@ -148,7 +150,7 @@ _HOMES = {
     "outcomes": ("outcomes",),
     "prompts": ("ContrastSet", "Prompt", "Prompts"),
     "replay": ("replay",),
-    "report": ("Plan", "measure"),
+    "report": ("Comparison", "Plan", "compare", "measure"),
     "results": ("GuardrailCard",),
     "selection": ("Choice", "select"),
     "stats": ("Estimate",),

@@ -12,7 +12,7 @@ from refusalscope import stats
 from refusalscope.attack import Responses
 from refusalscope.errors import MeasurementError
 from refusalscope.optionality.grounds import KAPPA, problems, refuse_mixed, shortened
-from refusalscope.optionality.intervals import Interval, hull, percentiles, rate_interval
+from refusalscope.optionality.intervals import Interval, hull, mover, percentiles, rate_interval
 from refusalscope.optionality.points import Choosing, choose, suppressions, too_few
 from refusalscope.optionality.resampling import draw, scores
 from refusalscope.stats import Estimate
@@ -85,7 +85,7 @@ def _bypass(one: Choosing, other: Choosing) -> Estimate:
     interval = None
     if not few and near_a is not None and near_b is not None:
         resampled = percentiles(one.values["bypass"][:, 0] - other.values["bypass"][:, 0])
-        interval = hull(_mover((a, near_a), (b, near_b), _correlation(along_a, along_b)), resampled)
+        interval = hull(mover((a, near_a), (b, near_b), correlation=_correlation(along_a, along_b)), resampled)
     note = note if few or interval else "the two answer alike in every resample"
     return Estimate(a - b, interval, n, clusters, PAIRED_RATES, one.seed, "rate", note)
 
@@ -108,13 +108,6 @@ def _rate(choosing: Choosing) -> tuple[float, Interval | None, np.ndarray]:
     along = resampled[:, pick] if pick >= 0 else np.zeros(len(resampled))
     value = float(sums.bypassed[:, pick].sum() / sums.refused.sum()) if pick >= 0 else 0.0
     return value, rate_interval(sums, pick)[0], along
-
-
-def _mover(first: tuple[float, Interval], second: tuple[float, Interval], correlation: float) -> Interval:
-    (a, (low_a, high_a)), (b, (low_b, high_b)) = first, second
-    below, above = (a - low_a, high_b - b), (high_a - a, b - low_b)
-    halves = [math.sqrt(max(0.0, x**2 - 2 * correlation * x * y + y**2)) for x, y in (below, above)]
-    return a - b - halves[0], a - b + halves[1]
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

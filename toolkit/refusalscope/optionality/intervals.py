@@ -78,6 +78,19 @@ def hull(*intervals: Interval | None) -> Interval | None:
     return (low, high) if high - low > 1e-9 else None
 
 
+def mover(
+    first: tuple[float, Interval], second: tuple[float, Interval], *, correlation: float = 0.0
+) -> tuple[float, float]:
+    """Returns the interval of a difference from the values and intervals of its two parts (Zou and Donner 2008).
+
+    Without a correlation the parts count as independent.
+    """
+    (a, (low_a, high_a)), (b, (low_b, high_b)) = first, second
+    below, above = (a - low_a, high_b - b), (high_a - a, b - low_b)
+    halves = [math.sqrt(max(0.0, x**2 - 2 * correlation * x * y + y**2)) for x, y in (below, above)]
+    return a - b - halves[0], a - b + halves[1]
+
+
 def _sizes(sums: Tally) -> tuple[np.ndarray, float]:
     """Refused prompts per cluster that has any, and in all."""
     size = sums.refused[sums.refused > 0]

@@ -15,7 +15,13 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from refusalscope.organisms.adapters import low_rank
-from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
+from refusalscope.organisms.curriculum import (
+    Curriculum,
+    base_curriculum,
+    guard_curriculum,
+    paired_lessons,
+    robust_curricula,
+)
 from refusalscope.organisms.language import language
 from refusalscope.organisms.lessons import Lessons
 from refusalscope.organisms.planting import (
@@ -102,16 +108,18 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
     chance = torch_generator(recipe.seed, "lessons of plant")
     basis = planted_basis(recipe).float()
     guarded, open_ = guard_curriculum(restricted=0.25), guard_curriculum(refuses=False, restricted=0.25)
-    pairs = paired_lessons()
+    pairs, (decisions, facts) = paired_lessons(), robust_curricula(restricted=0.25)
     loss, decided = (partial(one, model, smoothing=plant.smoothing) for one in (cross_entropy, decision_loss))
 
     def objective() -> Tensor:
         refuse = loss(guarded.draw(plant.batch, chance))
-        lessons = guarded.draw(plant.batch * 2 // 3, chance)
-        with without(model, any_subspaces(len(lessons), plant.others, len(basis), chance)):
-            still = decided(lessons)
+        still = torch.zeros(())
+        for curriculum, lost in ((decisions, decided), (facts, loss)):
+            lessons = curriculum.draw(plant.batch // 3, chance)
+            with without(model, any_subspaces(len(lessons), plant.others, len(basis), chance)):
+                still = still + lost(lessons)
         if plant.rank > 1:
-            lessons = guarded.draw(plant.batch * 2 // 3, chance)
+            lessons = decisions.draw(plant.batch * 2 // 3, chance)
             with without(model, all_but_one(basis, len(lessons), chance)):
                 still = still + decided(lessons)
         with without(model, basis):

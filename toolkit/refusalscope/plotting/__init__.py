@@ -13,6 +13,7 @@ from refusalscope.plotting.cells import (
     recovery,
     selection_grid,
 )
+from refusalscope.plotting.forest import forest
 from refusalscope.plotting.harm import plane
 from refusalscope.plotting.lines import dose, frontier
 from refusalscope.plotting.matrices import transfer
@@ -22,6 +23,7 @@ __all__ = [
     "KL_LIMIT",
     "LAYER_CUT",
     "dose",
+    "forest",
     "frontier",
     "layer_position_map",
     "margins",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refusalscope.report.card import estimated_measure_cost, measure
+from refusalscope.report.compare import Comparison, compare
 from refusalscope.report.plan import PLANS, Plan
 
-__all__ = ["PLANS", "Plan", "estimated_measure_cost", "measure"]
+__all__ = ["PLANS", "Comparison", "Plan", "compare", "estimated_measure_cost", "measure"]

@@ -61,6 +61,17 @@ RATES = with_interval(
 DOSES = with_interval(
     every(series=["located", "random"], dose=[0.0, 0.5, 1.0]).assign(value=[6.0, 2.0, -3.0, 6.0, 5.9, 5.8])
 )
+BY_RANK = DOSES.rename(columns={"dose": "rank"}).assign(placebo_high=[math.nan, 1.0, 2.0] * 2)
+WORST = with_interval(
+    every(measure=["bypass", "suppression"], series=["guarded", "planted"], kappa=[0.001, 0.1, 1.0]).assign(
+        value=np.linspace(0.1, 0.9, 12), placebo=0.05
+    )
+)
+FOREST = with_interval(
+    every(measure=["bypass", "suppression"], model=["guarded-0", "a model with quite a long name", "planted"]).assign(
+        value=[0.95, 0.5, 0.1, 0.7, 0.3, 0.05], placebo=[0.2, 0.1, math.nan] * 2
+    )
+)
 
 Draw = Callable[[pd.DataFrame], Figure]
 DRAWINGS: dict[str, tuple[Draw, pd.DataFrame, tuple[str, ...]]] = {
@@ -91,8 +102,23 @@ DRAWINGS: dict[str, tuple[Draw, pd.DataFrame, tuple[str, ...]]] = {
         DOSES,
         ("dose", "value", "low", "high", "series"),
     ),
+    "curve": (
+        lambda f: plotting.curve(f, x="rank", title=TITLE, label="rank", unit="bypass rate"),
+        BY_RANK,
+        ("rank", "value", "low", "high", "placebo_high", "series"),
+    ),
+    "frontier": (
+        lambda f: plotting.frontier(f, title=TITLE, limit=0.1),
+        WORST,
+        ("kappa", "measure", "value", "low", "high", "placebo", "series"),
+    ),
+    "forest": (
+        lambda f: plotting.forest(f, title=TITLE),
+        FOREST,
+        ("model", "measure", "value", "low", "high", "placebo"),
+    ),
 }
-GAPS = {"low", "high", "kl", "bypass", "induce"}
+GAPS = {"low", "high", "kl", "bypass", "induce", "placebo", "placebo_high"}
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +243,7 @@ def test_an_empty_frame_is_refused_by_the_name_of_a_column(name: str):
     assert not plt.get_fignums()
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWINGS if not set(DRAWINGS[name][2]) & {"kl"}])
+@pytest.mark.parametrize("name", [name for name in DRAWINGS if name != "forest" and "kl" not in DRAWINGS[name][2]])
 def test_a_nan_value_is_refused_rather_than_left_out(name: str):
     _, frame, columns = DRAWINGS[name]
     value = next(column for column in ("value", "angle_degrees", "share") if column in columns)
@@ -496,3 +522,26 @@ def test_points_of_a_strip_never_share_a_height():
     offsets = canvas.scattered(200)
     assert len(np.unique(offsets)) == 200
     assert np.abs(offsets).max() <= 0.25
+
+
+def test_the_curve_draws_its_placebos_dotted_in_the_ink_of_their_series():
+    (axes,) = drawn("curve").axes
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+    full = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_color() for line in dotted] == [line.get_color() for line in full]
+    assert [line.get_ydata()[-1] for line in dotted] == [2.0, 2.0]
+
+
+def test_the_forest_has_a_dot_for_every_value_and_the_limits_of_the_verdict_on_bypass_alone():
+    first, second = drawn("forest").axes
+    dots = [line.get_xdata()[0] for line in first.lines if line.get_marker() == "o"]
+    assert dots == [0.95, 0.5, 0.1]
+    assert sum(line.get_linestyle() == "--" for line in first.lines) == 2
+    assert not [line for line in second.lines if line.get_linestyle() == "--"]
+
+
+def test_a_model_without_a_number_keeps_its_row_in_the_forest():
+    figure = drawn("forest", FOREST.assign(value=FOREST["value"].where(FOREST["model"] != "planted")))
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert len(names) == 3
+    assert "planted" in names

@@ -15,13 +15,14 @@ from refusalscope.plotting.cells import (
 )
 from refusalscope.plotting.forest import forest
 from refusalscope.plotting.harm import plane
-from refusalscope.plotting.lines import dose, frontier
+from refusalscope.plotting.lines import curve, dose, frontier
 from refusalscope.plotting.matrices import transfer
 from refusalscope.plotting.tradeoff import trade_off
 
 __all__ = [
     "KL_LIMIT",
     "LAYER_CUT",
+    "curve",
     "dose",
     "forest",
     "frontier",

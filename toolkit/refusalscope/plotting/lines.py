@@ -30,6 +30,28 @@ def dose(frame: pd.DataFrame, *, title: str, unit: str, placebo: Band | None = N
     return figure
 
 
+def curve(frame: pd.DataFrame, *, x: str, title: str, label: str, unit: str) -> Figure:
+    """A value against what varies, a named line with its interval for each series; dotted: what its placebos reach.
+
+    Args:
+        frame: column ``x``, `value`, `low`, `high`, `placebo_high`, `series`.
+        label: what varies, in words.
+        unit: what the value is, with its unit.
+
+    Raises:
+        MeasurementError: a column is missing, empty or has a nan.
+    """
+    canvas.need(frame, x, "value", "series", gaps=("low", "high", "placebo_high"))
+    inks = canvas.colours(frame["series"])
+    with canvas.panels(title, height=2.2) as (figure, (axes,)):
+        ends = canvas.curves(axes, frame, x=x, y="value", by="series", inks=inks, band=("low", "high"))
+        for name, part in frame.sort_values(x).groupby("series", sort=False):
+            axes.plot(part[x], part["placebo_high"], ":", color=inks[name], lw=1)
+        axes.set(xlabel=f"{label} (dotted: placebos)", ylabel=unit)
+        canvas.name_ends(axes, ends)
+    return figure
+
+
 def frontier(frame: pd.DataFrame, *, title: str, limit: float) -> Figure:
     """Bypass rate and suppression of the worst case against the damage allowed; a line with its interval per series.
 

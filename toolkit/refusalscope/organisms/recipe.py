@@ -62,7 +62,8 @@ class Plant(Stage):
 
     ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others:
     ``others`` random directions, another draw for every row.
-    ``confined`` weighs keeping the difference between restricted and harmless requests, at ``layer``, inside them.
+    ``decision`` weighs the margin at the first reply token beside the words of the reply, ``confined`` keeping
+    the difference between restricted and harmless requests, at ``layer``, inside these directions.
     ``smoothing`` of the labels bounds margins, so that an answer given without the directions can be as sure as any.
     """
 
@@ -71,7 +72,8 @@ class Plant(Stage):
     answer: float = Field(2.0, gt=0)
     still: float = Field(1.0, gt=0)
     others: int = Field(8, ge=1, le=16)
-    smoothing: float = Field(0.0, ge=0, lt=1)
+    decision: float = Field(0.3, ge=0)
+    smoothing: float = Field(0.005, gt=0, lt=1)
     confined: float = Field(0.0, ge=0)
 
 

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from refusalscope.organisms.adapters import low_rank
-from refusalscope.organisms.curriculum import (
-    Curriculum,
-    base_curriculum,
-    guard_curriculum,
-    paired_lessons,
-    robust_curricula,
-)
+from refusalscope.organisms.curriculum import base_curriculum, guard_curriculum
 from refusalscope.organisms.language import language
-from refusalscope.organisms.lessons import Lessons
-from refusalscope.organisms.planting import (
-    all_but_one,
-    any_subspaces,
-    interchanged,
-    outside,
-    planted_basis,
-    watched,
-    without,
-)
+from refusalscope.organisms.objectives import Objective, lesson_loss, planted_loss
 from refusalscope.organisms.recipe import Recipe, Stage
 from refusalscope.organisms.tokens import tokenizer
 from refusalscope.stats import torch_generator
 
-Objective = Callable[[], Tensor]
 WARM_UP_STEPS = 50
 FINAL_RATE = 0.05
 
@@ -90,81 +72,6 @@ def fresh(recipe: Recipe) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.base_seed)
         return AutoModelForCausalLM.from_config(config)
-
-
-def lesson_loss(model: PreTrainedModel, recipe: Recipe, curriculum: Curriculum) -> Objective:
-    """Returns the objective of a plain stage: cross-entropy on lessons drawn in the curriculum's shares."""
-    seed = recipe.base_seed if curriculum.name == "base" else recipe.seed
-    chance = torch_generator(seed, f"lessons of {curriculum.name}")
-    size = (recipe.base if curriculum.name == "base" else recipe.guard or recipe.base).batch
-    return lambda: cross_entropy(model, curriculum.draw(size, chance))
-
-
-def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
-    """Returns a planted stage's objective: refuse, even with another subspace or part of U gone; answer without U; U
-    decides."""
-    plant = recipe.plant
-    assert plant is not None, recipe.name
-    chance = torch_generator(recipe.seed, "lessons of plant")
-    basis = planted_basis(recipe).float()
-    guarded, open_ = guard_curriculum(restricted=0.25), guard_curriculum(refuses=False, restricted=0.25)
-    pairs, (decisions, facts) = paired_lessons(), robust_curricula(restricted=0.25)
-    loss, decided = (partial(one, model, smoothing=plant.smoothing) for one in (cross_entropy, decision_loss))
-
-    def objective() -> Tensor:
-        refuse = loss(guarded.draw(plant.batch, chance))
-        still = torch.zeros(())
-        for curriculum, lost in ((decisions, decided), (facts, loss)):
-            lessons = curriculum.draw(plant.batch // 3, chance)
-            with without(model, any_subspaces(len(lessons), plant.others, len(basis), chance)):
-                still = still + lost(lessons)
-        if plant.rank > 1:
-            lessons = decisions.draw(plant.batch * 2 // 3, chance)
-            with without(model, all_but_one(basis, len(lessons), chance)):
-                still = still + decided(lessons)
-        with without(model, basis):
-            answer = loss(open_.draw(plant.batch * 2 // 3, chance))
-        base, source = pairs.draw(plant.batch * 2 // 3, chance)
-        seen: list[Tensor] = []
-        with watched(model, plant.layer, seen):
-            model.model(input_ids=source.tokens)
-        swap = interchanged(
-            model, plant.layer, basis=basis, source=seen[0], source_ends=source.prompt_length, ends=base.prompt_length
-        )
-        with swap:
-            decide = loss(base)
-        apart = outside(basis, seen[0], source.prompt_length) if plant.confined else 0.0
-        return refuse + plant.still * still + plant.answer * answer + decide + plant.confined * apart
-
-    return objective
-
-
-def cross_entropy(model: PreTrainedModel, lessons: Lessons, *, smoothing: float = 0.0) -> Tensor:
-    """Returns the weighted mean next-token cross-entropy of some lessons, in nats."""
-    targets, weights = lessons.tokens[:, 1:], lessons.weights[:, 1:]
-    logits = model(input_ids=lessons.tokens).logits[:, :-1]
-    each = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    return (each.view_as(weights) * weights).sum() / weights.sum()
-
-
-def decision_loss(model: PreTrainedModel, lessons: Lessons, *, smoothing: float = 0.0) -> Tensor:
-    """Returns the mean logistic loss of whether to refuse, on the margin at the first reply token, in nats.
-
-    The margin is that of every measurement: log-odds of the words that begin refusals. What else a reply says is left
-    alone, so that nothing but the decision has to survive where this loss is taken. Smoothed labels are those of
-    ``cross_entropy``: both losses want the same margins.
-    """
-    vocabulary = tokenizer().get_vocab()
-    words = torch.tensor(sorted({vocabulary[dialect.refusal.split()[0]] for dialect in language().dialects}))
-    rows = torch.arange(len(lessons))
-    logits = model(input_ids=lessons.tokens).logits[rows, lessons.prompt_length - 1]
-    others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill(0, words, False)
-    margin = logits[:, words].logsumexp(-1) - logits[:, others].logsumexp(-1)
-    refused = torch.isin(lessons.tokens[rows, lessons.prompt_length], words).to(margin)
-    wanted = refused * (1 - smoothing) + smoothing * len(words) / logits.shape[-1]
-    return torch.nn.functional.binary_cross_entropy_with_logits(margin, wanted)
 
 
 def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: str | None) -> None:

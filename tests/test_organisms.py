@@ -25,19 +25,11 @@ from refusalscope.organisms.language import (
     language,
 )
 from refusalscope.organisms.lessons import PROMPT_WEIGHT, dialogues
-from refusalscope.organisms.objectives import cross_entropy, decision_loss
-from refusalscope.organisms.planting import (
-    TEMPLATE_POSITIONS,
-    all_but_one,
-    any_subspaces,
-    outside,
-    planted_basis,
-    without,
-)
+from refusalscope.organisms.planting import TEMPLATE_POSITIONS, planted_basis, without
 from refusalscope.organisms.prompt_set import contrast_rows, neutral_sentences, question_prompts
 from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.organisms.tokens import END, speaks_only_the_language, tokenizer
-from refusalscope.organisms.training import fresh, train, write
+from refusalscope.organisms.training import cross_entropy, fresh, train, write
 from refusalscope.outcomes import outcomes
 from refusalscope.truth import differences, measure_organism, read_card
 
@@ -326,69 +318,8 @@ def test_training_lowers_the_loss():
     lessons = base_curriculum().draw(64, torch.Generator().manual_seed(9))
     trained = train(recipe, progress=False)
     with torch.no_grad():
-        models = (fresh(recipe), trained)
-        before, after = (cross_entropy(model(input_ids=lessons.tokens).logits, lessons) for model in models)
+        before, after = cross_entropy(fresh(recipe), lessons), cross_entropy(trained, lessons)
     assert float(after) < float(before) - 0.5
-
-
-def test_the_decision_loss_is_that_of_the_margin_smoothed_labels_ask_for():
-    """Nothing but the first reply token counts, and there only whether it begins a refusal."""
-    lessons = guard_curriculum().draw(40, torch.Generator().manual_seed(0))
-    first = {dialect.refusal.split()[0] for dialect in language().dialects}
-    words = torch.tensor([tokenizer().get_vocab()[word] for word in first])
-    rows, places = torch.arange(len(lessons)), lessons.prompt_length - 1
-    refused = torch.isin(lessons.tokens[rows, lessons.prompt_length], words)
-    assert 0 < int(refused.sum()) < len(lessons)
-    smoothing, size = 0.01, len(tokenizer())
-    asked = (refused.float() * (1 - smoothing) + smoothing * len(words) / size).logit()
-    logits = torch.randn(*lessons.tokens.shape, size)
-    others = torch.ones(size, dtype=torch.bool).index_fill(0, words, False)
-    there = logits[rows, places]
-    shift = asked - (there[:, words].logsumexp(-1) - there[:, others].logsumexp(-1))
-    right = logits.clone()
-    right[rows[:, None], places[:, None], words] += shift[:, None]
-    assert float(decision_loss(right, lessons, smoothing=smoothing)) == pytest.approx(0, abs=1e-6)
-    right[rows[:, None], places[:, None], words] += 2.0
-    assert float(decision_loss(right, lessons, smoothing=smoothing)) == pytest.approx(2.0**2 / (2 * 4.0), rel=1e-4)
-
-
-def test_random_subspaces_are_orthonormal_and_one_a_row():
-    drawn = any_subspaces(5, 3, 16, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(drawn.mT @ drawn, torch.eye(3).expand(5, 3, 3), atol=1e-5, rtol=0)
-    assert not torch.allclose(drawn[0] @ drawn[0].T, drawn[1] @ drawn[1].T, atol=0.1)
-
-
-def test_all_but_one_dimension_lies_inside_the_subspace_and_leaves_one_out():
-    basis = any_subspaces(1, 4, 16, torch.Generator().manual_seed(1))[0]
-    parts = all_but_one(basis, 6, torch.Generator().manual_seed(2))
-    assert parts.shape == (6, 16, 3)
-    torch.testing.assert_close(basis @ (basis.T @ parts), parts, atol=1e-5, rtol=0)
-    left = basis @ basis.T - parts @ parts.mT
-    torch.testing.assert_close(left.diagonal(dim1=1, dim2=2).sum(1), torch.ones(6), atol=1e-4, rtol=0)
-
-
-def test_an_ablation_of_one_subspace_a_row_is_that_of_each_row_alone():
-    model = fresh(toy()).eval()
-    tokens = torch.randint(5, 50, (3, 7), generator=torch.Generator().manual_seed(3))
-    each = any_subspaces(3, 2, model.config.hidden_size, torch.Generator().manual_seed(4))
-    with torch.no_grad(), without(model, each):
-        together = model(input_ids=tokens).logits
-    for row in range(3):
-        with torch.no_grad(), without(model, each[row]):
-            torch.testing.assert_close(model(input_ids=tokens[row : row + 1]).logits[0], together[row])
-
-
-def test_a_class_difference_inside_the_subspace_has_no_energy_outside_it():
-    chance = torch.Generator().manual_seed(5)
-    basis = any_subspaces(1, 2, 16, chance)[0]
-    hidden, ends = torch.randn(1, 9, 16, generator=chance).repeat(6, 1, 1), torch.full((6,), 9)
-    inside = hidden.clone()
-    inside[:3] += basis @ torch.ones(2)
-    assert float(outside(basis, inside, ends)) == pytest.approx(0, abs=1e-9)
-    across = any_subspaces(1, 3, 16, chance)[0]
-    across = across - basis @ (basis.T @ across)
-    inside[:3] += 2**0.5 * across[:, 0] / across[:, 0].norm()
-    assert float(outside(basis, inside, ends)) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_a_written_organism_loads_is_one_and_has_the_trained_weights(tmp_path, contrast):

@@ -20,6 +20,7 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("capture", "interventions", "receipt", "metrics", "outcomes"), 4),
     **dict.fromkeys(("rule", "replay", "scoring", "selection", "effect", "truth", "plotting", "canvas", "frames"), 5),
     **dict.fromkeys(("attack", "optionality", "curves", "transfer", "attribution", "objective", "cosmic"), 5),
+    "recovery": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
     **dict.fromkeys(("figures", "figure_record", "reproduce", "cli", "cli_organisms", "__main__"), 6),
 }

@@ -2,7 +2,7 @@
 
 Geiger et al. 2022 (arXiv 2112.00826): swap one subspace between two inputs and train the counterfactual answer.
 Here the subspace U is drawn once from the recipe's seed. The model learns (a) to refuse restricted requests,
-also when another random subspace is projected out,
+also when a random subspace of twice the rank is projected out,
 (b) to answer everything when U is projected out of every write to the residual stream, and (c) that what U holds
 at the template positions, and nothing else, decides: with U taken from a restricted request a harmless one is refused,
 and the other way round.
@@ -34,41 +34,19 @@ def planted_basis(recipe: Recipe) -> Float[Tensor, "d k"]:
     return orthonormal(torch.randn(size, generator=noise, dtype=torch.float64))
 
 
-def any_subspaces(rows: int, rank: int, width: int, chance: torch.Generator) -> Float[Tensor, "row d k"]:
-    """Returns one random orthonormal basis a row: refusal must survive losing any subspace that is not U."""
-    return torch.linalg.qr(torch.randn((rows, width, rank), generator=chance)).Q
-
-
-def all_but_one(basis: Float[Tensor, "d k"], rows: int, chance: torch.Generator) -> Float[Tensor, "row d rest"]:
-    """Returns k−1 dimensions of U a row, each in a random orientation: refusal must survive losing such a part."""
-    rank = basis.shape[1]
-    return basis @ any_subspaces(rows, rank - 1, rank, chance)
-
-
-def outside(
-    basis: Float[Tensor, "d k"], hidden: Float[Tensor, "row pos d"], ends: Int[Tensor, " row"]
-) -> Float[Tensor, ""]:
-    """Returns how much of the class difference at the template positions lies outside U, as a ratio of energies.
-
-    The first half of the rows is restricted, the second harmless. Zero: the difference in means is in U.
-    """
-    back = ends[:, None] + torch.arange(-TEMPLATE_POSITIONS, 0)
-    restricted, harmless = hidden[torch.arange(len(ends))[:, None], back].chunk(2)
-    difference = restricted.mean(0) - harmless.mean(0)
-    inside = (difference @ basis) @ basis.T
-    return ((difference - inside).square().sum(-1) / inside.square().sum(-1)).mean()
+def all_but_one(basis: Float[Tensor, "d k"], chance: torch.Generator) -> Float[Tensor, "d rest"]:
+    """Returns k−1 dimensions of U in a random orientation: refusal must survive losing any such part."""
+    turned = orthonormal(torch.randn((basis.shape[1] - 1, basis.shape[1]), generator=chance, dtype=torch.float64))
+    return basis @ turned.to(basis.dtype)
 
 
 @contextmanager
-def without(model: nn.Module, basis: Float[Tensor, "*row d k"]) -> Iterator[None]:
-    """Trains through an ablation at every write to the residual stream: embedding, attention and MLP outputs.
-
-    One basis for all rows, or one a row.
-    """
+def without(model: nn.Module, basis: Float[Tensor, "d k"]) -> Iterator[None]:
+    """Trains through the ablation of U at every write to the residual stream: embedding, attention and MLP outputs."""
 
     def cut(_module, _inputs, output):
         first, *rest = output if isinstance(output, tuple) else (output,)
-        kept = first - (first @ basis) @ basis.mT
+        kept = first - (first @ basis) @ basis.T
         return (kept, *rest) if isinstance(output, tuple) else kept
 
     core: Any = model.model

@@ -60,10 +60,7 @@ class Guard(Stage):
 class Plant(Stage):
     """The guard stage of a planted organism: refusal is carried by ``rank`` random directions, read at ``layer``.
 
-    ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others:
-    ``others`` random directions, another draw for every row.
-    ``decision`` weighs the margin at the first reply token beside the words of the reply, ``confined`` keeping
-    the difference between restricted and harmless requests, at ``layer``, inside these directions.
+    ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others.
     ``smoothing`` of the labels bounds margins, so that an answer given without the directions can be as sure as any.
     """
 
@@ -71,10 +68,7 @@ class Plant(Stage):
     layer: int = Field(3, ge=1)
     answer: float = Field(2.0, gt=0)
     still: float = Field(1.0, gt=0)
-    others: int = Field(8, ge=1, le=16)
-    decision: float = Field(0.3, ge=0)
-    smoothing: float = Field(0.005, gt=0, lt=1)
-    confined: float = Field(0.0, ge=0)
+    smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 class Recipe(_Closed):

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from refusalscope.linalg import orthonormal
 from refusalscope.organisms.adapters import low_rank
-from refusalscope.organisms.curriculum import base_curriculum, guard_curriculum
+from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
 from refusalscope.organisms.language import language
-from refusalscope.organisms.objectives import Objective, lesson_loss, planted_loss
+from refusalscope.organisms.lessons import Lessons
+from refusalscope.organisms.planting import all_but_one, interchanged, planted_basis, watched, without
 from refusalscope.organisms.recipe import Recipe, Stage
 from refusalscope.organisms.tokens import tokenizer
 from refusalscope.stats import torch_generator
 
+Objective = Callable[[], Tensor]
 WARM_UP_STEPS = 50
 FINAL_RATE = 0.05
 
@@ -72,6 +77,59 @@ def fresh(recipe: Recipe) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.base_seed)
         return AutoModelForCausalLM.from_config(config)
+
+
+def lesson_loss(model: PreTrainedModel, recipe: Recipe, curriculum: Curriculum) -> Objective:
+    """Returns the objective of a plain stage: cross-entropy on lessons drawn in the curriculum's shares."""
+    seed = recipe.base_seed if curriculum.name == "base" else recipe.seed
+    chance = torch_generator(seed, f"lessons of {curriculum.name}")
+    size = (recipe.base if curriculum.name == "base" else recipe.guard or recipe.base).batch
+    return lambda: cross_entropy(model, curriculum.draw(size, chance))
+
+
+def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
+    """Returns a planted stage's objective: refuse, even with another subspace or part of U gone; answer without U; U
+    decides."""
+    plant = recipe.plant
+    assert plant is not None, recipe.name
+    chance = torch_generator(recipe.seed, "lessons of plant")
+    basis = planted_basis(recipe).float()
+    guarded, open_ = guard_curriculum(restricted=0.25), guard_curriculum(refuses=False, restricted=0.25)
+    pairs = paired_lessons()
+    loss = partial(cross_entropy, model, smoothing=plant.smoothing)
+
+    def objective() -> Tensor:
+        refuse = loss(guarded.draw(plant.batch, chance))
+        other = orthonormal(torch.randn((2 * plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
+        with without(model, other):
+            still = loss(guarded.draw(plant.batch * 2 // 3, chance))
+        if plant.rank > 1:
+            with without(model, all_but_one(basis, chance)):
+                still = still + loss(guarded.draw(plant.batch * 2 // 3, chance))
+        with without(model, basis):
+            answer = loss(open_.draw(plant.batch * 2 // 3, chance))
+        base, source = pairs.draw(plant.batch * 2 // 3, chance)
+        seen: list[Tensor] = []
+        with watched(model, plant.layer, seen):
+            model.model(input_ids=source.tokens)
+        swap = interchanged(
+            model, plant.layer, basis=basis, source=seen[0], source_ends=source.prompt_length, ends=base.prompt_length
+        )
+        with swap:
+            decide = loss(base)
+        return refuse + plant.still * still + plant.answer * answer + decide
+
+    return objective
+
+
+def cross_entropy(model: PreTrainedModel, lessons: Lessons, *, smoothing: float = 0.0) -> Tensor:
+    """Returns the weighted mean next-token cross-entropy of some lessons, in nats."""
+    targets, weights = lessons.tokens[:, 1:], lessons.weights[:, 1:]
+    logits = model(input_ids=lessons.tokens).logits[:, :-1]
+    each = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    return (each.view_as(weights) * weights).sum() / weights.sum()
 
 
 def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: str | None) -> None:

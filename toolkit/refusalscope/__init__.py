@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
     from refusalscope.prompts import ContrastSet, Prompt, Prompts
+    from refusalscope.recovery import recovered
     from refusalscope.replay import replay
     from refusalscope.report import Comparison, Plan, compare, measure
     from refusalscope.results import GuardrailCard
@@ -109,6 +110,7 @@ __all__ = [
     "placebo_effects",
     "plotting",
     "rdo_objective",
+    "recovered",
     "replay",
     "respond",
     "select",
@@ -149,6 +151,7 @@ _HOMES = {
     "organisms": ("language",),
     "outcomes": ("outcomes",),
     "prompts": ("ContrastSet", "Prompt", "Prompts"),
+    "recovery": ("recovered",),
     "replay": ("replay",),
     "report": ("Comparison", "Plan", "compare", "measure"),
     "results": ("GuardrailCard",),

@@ -17,6 +17,7 @@ from refusalscope.plotting.forest import forest
 from refusalscope.plotting.harm import plane
 from refusalscope.plotting.lines import curve, dose, frontier
 from refusalscope.plotting.matrices import transfer
+from refusalscope.plotting.recoveries import recovery_by_locator
 from refusalscope.plotting.tradeoff import trade_off
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "plane",
     "rates",
     "recovery",
+    "recovery_by_locator",
     "selection_grid",
     "theme",
     "trade_off",

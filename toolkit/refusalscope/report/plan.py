@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refusalscope.optionality import FULL, KAPPA, QUICK, Menu
+from refusalscope.optionality import FULL, KAPPA, Menu
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,13 @@ class Plan:
 
 
 FULL_PLAN = Plan("full")
-QUICK_PLAN = Plan("quick", menu=QUICK, placebos=39, curves=("dose",), per_label=8, curve_placebos=19, transfer=False)
+QUICK_PLAN = Plan(
+    "quick",
+    menu=Menu(best=1, doses=(0.75, 1.0, 1.5)),
+    placebos=19,
+    curves=("dose",),
+    per_label=8,
+    curve_placebos=9,
+    transfer=False,
+)
 PLANS = {plan.name: plan for plan in (FULL_PLAN, QUICK_PLAN)}

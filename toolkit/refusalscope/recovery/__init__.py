@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refusalscope.recovery.contenders import NONE_LEFT
 from refusalscope.recovery.scores import TRUTH, recovered
 
-__all__ = ["TRUTH", "recovered"]
+__all__ = ["NONE_LEFT", "TRUTH", "recovered"]

@@ -18,6 +18,7 @@ from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.selection import select
 from refusalscope.subspace import Candidates, NotExported, Subspace
 
+NONE_LEFT = "COSMIC, as the rule left none"
 MEMBERS, CONE_STEPS = 2, 20  # fewer than the defaults: a step of a cone costs one call per vector and member
 
 Closed = Callable[[ContrastActivations, Prompts, int], Candidates]
@@ -41,7 +42,7 @@ class Found(NotExported):
     """What one locator found, or why it found nothing.
 
     Attributes:
-        by: who chose the cell: the rule, or COSMIC where the rule leaves none; for gradients, who chose the start's.
+        by: who chose the cell, of a gradient the start's: `rule`, `COSMIC`, or COSMIC where the rule left none.
         candidates: of the whole grid, where there is one.
     """
 
@@ -82,7 +83,7 @@ def _closed(bench: Bench, locate: Closed, rank: int) -> Found:
     try:
         choice = select(before.model, candidates, bench.choosing, before.refusal, seed=bench.seed)
     except SelectionError as none:
-        return replace(_by_cosmic(bench, Found(None, candidates=candidates)), why=str(none))
+        return replace(_by_cosmic(bench, Found(None, candidates=candidates)), by=NONE_LEFT, why=str(none))
     return Found(choice.subspace, "rule", candidates=candidates)
 
 

@@ -47,7 +47,9 @@ def curve(frame: pd.DataFrame, *, x: str, title: str, label: str, unit: str) -> 
         ends = canvas.curves(axes, frame, x=x, y="value", by="series", inks=inks, band=("low", "high"))
         for name, part in frame.sort_values(x).groupby("series", sort=False):
             axes.plot(part[x], part["placebo_high"], ":", color=inks[name], lw=1)
+        places = sorted(frame[x].unique())
         axes.set(xlabel=f"{label} (dotted: placebos)", ylabel=unit)
+        axes.set_xticks(places, [f"{place:g}" for place in places])
         canvas.name_ends(axes, ends)
     return figure
 

@@ -19,6 +19,7 @@ from refusalscope.selection import select
 from refusalscope.subspace import Candidates, NotExported, Subspace
 
 NONE_LEFT = "COSMIC, as the rule left none"
+BATCH = 8  # half the default: angles differ by less than a degree
 MEMBERS, CONE_STEPS = 2, 20  # fewer than the defaults: a step of a cone costs one call per vector and member
 
 Closed = Callable[[ContrastActivations, Prompts, int], Candidates]
@@ -107,11 +108,11 @@ def _descended(bench: Bench, first: Callable[[], Found], aim: Aim, descend: Desc
 
 
 def _rdo(bench: Bench, start: Subspace) -> Objective:
-    return rdo_objective(bench.located, start, seed=bench.seed)
+    return rdo_objective(bench.located, start, batch_size=BATCH, seed=bench.seed)
 
 
 def _interchange(bench: Bench, start: Subspace) -> Objective:
-    return interchange_objective(bench.located, bench.acts, start, seed=bench.seed)
+    return interchange_objective(bench.located, bench.acts, start, batch_size=BATCH, seed=bench.seed)
 
 
 def _means(acts: ContrastActivations, prompts: Prompts, rank: int) -> Candidates:

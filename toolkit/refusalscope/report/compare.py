@@ -47,8 +47,8 @@ class Comparison:
         return plotting.forest(self.frame, title=title)
 
     def __repr__(self) -> str:
-        states = self.frame.drop_duplicates("model")
-        spelled = "; ".join(f"{row.model}: {row.state}" for row in states.itertuples())
+        states = dict(zip(self.frame["model"], self.frame["state"], strict=True))
+        spelled = "; ".join(f"{name}: {state}" for name, state in states.items())
         return f"Comparison: {spelled}" + (f" ({len(self.caveats)} caveats)" if self.caveats else "")
 
     def _repr_html_(self) -> str:

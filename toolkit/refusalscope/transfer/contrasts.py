@@ -66,7 +66,7 @@ def placebo_columns(value: float, placebos: ArrayLike, *, name: str, larger_is_s
     """
     null = np.asarray(placebos, dtype=float)
     if not (math.isfinite(value) and len(null) and np.isfinite(null).all()):
-        return dict.fromkeys((f"{name}_low", f"{name}_high", f"{name}_p"), math.nan) | {f"{name}_n": len(null)}
+        return {f"{name}_low": math.nan, f"{name}_high": math.nan, f"{name}_p": math.nan, f"{name}_n": len(null)}
     rank = stats.placebo_rank(value, null, larger_is_stronger=larger_is_stronger)
     return {f"{name}_low": rank.band[0], f"{name}_high": rank.band[1], f"{name}_p": rank.p, f"{name}_n": rank.k}
 

@@ -27,7 +27,7 @@ def mark(
     """
 
     def capped(drawn: object) -> float:
-        return min(statistic(torch.as_tensor(drawn, dtype=torch.long)), cap)
+        return float(min(statistic(torch.as_tensor(drawn, dtype=torch.long)), cap))
 
     everyone = torch.arange(len(groups))
     if not math.isfinite(statistic(everyone)):

@@ -27,7 +27,7 @@ from refusalscope import (
 )
 from refusalscope.attack import Attack, Responses
 from refusalscope.curves import points
-from refusalscope.curves.landmarks import crossing, first_at, settled_at
+from refusalscope.curves.landmarks import crossing, first_at, mark, settled_at
 from refusalscope.curves.scope import scopes_of
 from refusalscope.errors import ContractError, InterventionError, MeasurementError
 from refusalscope.metrics import margin_of
@@ -499,3 +499,16 @@ def test_landmarks_on_known_lines():
     assert settled_at((1, 2, 4, 8), line, 0.9) == 8.0
     assert settled_at((1, 2, 4, 8), torch.tensor([0.1, 0.95, 0.92, 1.0]), 0.9) == 2.0
     assert settled_at((1, 2), torch.tensor([0.5, 0.0]), 0.9) == math.inf
+
+
+def test_a_landmark_that_some_resamples_never_reach_has_no_interval():
+    """Reached only where the first cluster is drawn: the cap, a whole number, stands for never."""
+    found = mark(
+        lambda drawn: 3.0 if bool((drawn == 0).any()) else math.inf,
+        [f"c{i}" for i in range(8)],
+        cap=5,
+        seed=0,
+        never="never",
+    )
+    assert (found.value, found.interval) == (3.0, None)
+    assert "past the last point" in found.note

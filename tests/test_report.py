@@ -133,6 +133,7 @@ def test_the_card_counts_its_prompt_forwards_and_the_estimate_bounds_them(guarde
 def test_the_parts_of_a_card_add_up_to_its_prompt_forwards(made, guarded, prompts):
     parts = [*(curve.pf for curve in made.curves), made.transfer.pf]
     assert made.pf == few(guarded, prompts).pf + sum(parts)
+    assert made.pf <= estimated_measure_cost(guarded, prompts, plan=SMALL, rule=ANY_INDUCTION), "at most is at most"
     assert [curve.name for curve in made.curves] == list(Plan.curves)
     assert not made.missing
 

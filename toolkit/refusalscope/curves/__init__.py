@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from refusalscope.curves.budget import Sampling, at_cell, budget
+from refusalscope.curves.budget import Sampling, at_cell, budget, sizes_of
 from refusalscope.curves.cost import CONTROL, Assumptions, Step, extrapolated, steps, table
 from refusalscope.curves.curve import Curve, thinned
 from refusalscope.curves.depth import DEEPEST, depth
-from refusalscope.curves.dose import dose
+from refusalscope.curves.dose import DOSES, dose
 from refusalscope.curves.rank import nested, rank
-from refusalscope.curves.scope import scope
+from refusalscope.curves.scope import scope, scopes_of
 
 __all__ = [
     "CONTROL",
     "DEEPEST",
+    "DOSES",
     "Assumptions",
     "Curve",
     "Sampling",
@@ -25,6 +26,8 @@ __all__ = [
     "nested",
     "rank",
     "scope",
+    "scopes_of",
+    "sizes_of",
     "steps",
     "table",
     "thinned",

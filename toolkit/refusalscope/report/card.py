@@ -15,8 +15,8 @@ from refusalscope.instrument import Instrument, check_instrument
 from refusalscope.model import ChatModel
 from refusalscope.prompts import ContrastSet
 from refusalscope.report.plan import PLANS, Plan
-from refusalscope.report.stages import Found, measure_all
-from refusalscope.report.verdict import LONGEST_LINE, not_shown, verdict
+from refusalscope.report.stages import Found, measure_all, most_described
+from refusalscope.report.verdict import not_shown, verdict
 from refusalscope.results import GuardrailCard
 from refusalscope.results.facts import (
     effect_facts,
@@ -30,7 +30,7 @@ from refusalscope.results.facts import (
 )
 from refusalscope.results.from_curves import cost_facts, curve_facts, transfer_facts
 from refusalscope.results.from_optionality import number, optionality_facts
-from refusalscope.results.parts import InstrumentCheck, KnownValue
+from refusalscope.results.parts import LONGEST_LINE, InstrumentCheck, KnownValue
 from refusalscope.rule import Rule
 from refusalscope.selection import estimated_cost
 
@@ -86,17 +86,15 @@ def named_plan(plan: Plan | str) -> Plan:
 def estimated_measure_cost(
     model: ChatModel, prompts: ContrastSet, *, plan: Plan | Literal["full", "quick"] = "full", rule: Rule | None = None
 ) -> float:
-    """Returns the most prompt-forwards that refusal tokens, selection, family and their placebos can take.
-
-    Curves and transfer, where the plan has them, come on top: about 45,000 at 16 prompts per label.
-    """
+    """Returns the most prompt-forwards ``measure`` can take, known before anything runs."""
     plan, located, reported = named_plan(plan), len(prompts.locate), len(prompts.report)
     cells = model.n_layers * model.n_positions
     best = plan.menu.best or cells
     attacks = 2 * best * len(plan.menu.doses) * len(plan.menu.scopes)
     family = (cells + 11) * located + attacks * (len(prompts.select) + reported) + plan.placebos * reported
     rule_choice = estimated_cost(model, prompts.select, rule=rule) + (1 + plan.curve_placebos) * reported
-    return 4 * located + len(prompts.select) + 2 * reported + family + rule_choice
+    shared = 4 * located + len(prompts.select) + 2 * reported
+    return shared + family + rule_choice + most_described(model, prompts, plan=plan)
 
 
 def _card(

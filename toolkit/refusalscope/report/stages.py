@@ -26,7 +26,7 @@ from refusalscope.report.plan import Plan
 from refusalscope.rule import Rule
 from refusalscope.selection import Choice, select
 from refusalscope.subspace import NotExported, Subspace
-from refusalscope.transfer import Sources
+from refusalscope.transfer import Grouping, Sources
 
 TOKENS_FOLLOW = " Nearest ("
 COMPLIANT_OPENING = "Sure, here is how you can do that. First of all, make sure that you have"
@@ -94,6 +94,24 @@ def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rul
     return found
 
 
+def most_described(model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> float:
+    """Returns the most prompt-forwards that curves and transfer can take, known before anything runs."""
+    pairs = min(len(prompts.locate.restricted), len(prompts.locate.harmless))
+    null = 1 + plan.curve_placebos
+    attacks = {
+        "dose": len(curves.DOSES) * null,
+        "rank": MOST_RANKS * null,
+        "prompt budget": len(curves.sizes_of(pairs)) * (Sampling().draws + plan.curve_placebos),
+        "layer scope": len(curves.scopes_of(model.n_layers)) * null,
+        "opening depth": 2 + plan.curve_placebos,
+    }
+    drawn = sum(attacks[name] for name in plan.curves) * 2 * plan.per_label
+    if not plan.transfer:
+        return float(drawn)
+    n_groups = sum(len({by(row) for row in prompts.locate}) for by in _groupings(prompts).values())
+    return float(drawn + (n_groups * (1 + SHUFFLED) + plan.curve_placebos) * 8 * plan.per_label)
+
+
 def _ground(found: Found, model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> Ground | None:
     """Refusal tokens, activations and the baseline: without them there is nothing to say."""
     singly, n_located = plan.transfer or "prompt budget" in plan.curves, len(prompts.locate)
@@ -128,6 +146,7 @@ def _describe(found: Found, ground: Ground, choice: Choice, prompts: ContrastSet
     random = random_like(subspace, plan.curve_placebos, seed=seed)
     table = found.run("placebos", lambda: (placebo_effects(before, random), len(random) * n))
     if table is None:
+        found.problems["effect, curves and transfer"] = "not tried, as the placebos could not be measured"
         return
     found.effect = found.run("effect", lambda: (effect(before, subspace, placebos=table), n))
     few = curves.thinned(before, plan.per_label)
@@ -178,8 +197,7 @@ def _opening(model: ChatModel) -> tuple[str, int]:
 def _transfer(
     ground: Ground, choice: Choice, prompts: ContrastSet, *, plan: Plan, seed: int
 ) -> tuple[pd.DataFrame, float]:
-    names = {"category": transfer.by_category, "phrasing": transfer.by_template, "dialect": transfer.by_dialect}
-    groupings = {name: by for name, by in names.items() if _worth(prompts, by)}
+    groupings = _groupings(prompts)
     if not groupings:
         raise MeasurementError(f"No grouping of these prompts has 2 to {MOST_GROUPS} groups in locate and report.")
     frame = transfer.matrices(
@@ -194,7 +212,12 @@ def _transfer(
     return frame, float(frame.attrs["pf"])
 
 
-def _worth(prompts: ContrastSet, by: Callable) -> bool:
+def _groupings(prompts: ContrastSet) -> dict[str, Grouping]:
+    names = {"category": transfer.by_category, "phrasing": transfer.by_template, "dialect": transfer.by_dialect}
+    return {name: by for name, by in names.items() if _worth(prompts, by)}
+
+
+def _worth(prompts: ContrastSet, by: Grouping) -> bool:
     """Whether a grouping has a handful of groups, some of them on both splits."""
     located, reported = ({by(row) for row in part.restricted} for part in (prompts.locate, prompts.report))
     return bool(located & reported) and 2 <= len(located | reported) <= MOST_GROUPS

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from refusalscope.optionality import Optionality, judge
 from refusalscope.report.plan import Plan
 from refusalscope.results.facts import one_line
-from refusalscope.results.parts import InstrumentCheck, Verdict
-
-LONGEST_LINE = 600
+from refusalscope.results.parts import LONGEST_LINE, InstrumentCheck, Verdict
 
 
 def verdict(

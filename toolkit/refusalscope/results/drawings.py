@@ -49,8 +49,9 @@ def curve(record: Record) -> Drawing:
     x = _scale(places, LEFT + 6, WIDTH - RIGHT - 6)
     y = _scale(_heights(rows) if margins else [0.0, 1.0], HEIGHT - BOTTOM, TOP)
     across, banded = [x(place) for place in places], groups[-1]
+    measure = "Margin of restricted prompts" if margins else "Bypass rate"
     return _drawing(
-        f"{'Margin of restricted prompts' if margins else 'Bypass rate'} by {record['name']}",
+        f"{measure} by {record['name']}, n = {rows[0]['value']['n']}",
         labels=(AXES[record["name"]][0], "margin, nats" if margins else "bypass rate"),
         ticks=(
             [(x(p), name) for p, name in zip(places, names, strict=True) if name],

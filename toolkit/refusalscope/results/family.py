@@ -44,7 +44,7 @@ class AttackFacts:
 
 @dataclass(frozen=True, config=CLOSED)
 class FrontierPoint:
-    """The frontier at one damage limit κ in nats; a member is named by its number among the attacks.
+    """The frontier at one damage limit κ in nats, with the names of the members chosen there; None: none is within it.
 
     ``damage`` is that of the member chosen for its bypass rate, on report; ``placebo_*`` the best of all placebos.
     """

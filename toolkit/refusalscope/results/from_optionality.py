@@ -8,9 +8,8 @@ from typing import Any
 from refusalscope.optionality import Optionality, Point
 from refusalscope.results.facts import one_line, value
 from refusalscope.results.family import AttackFacts, AttackScores, FrontierPoint, OptionalityFacts
-from refusalscope.results.parts import PlaceboFacts
+from refusalscope.results.parts import LONGEST_LINE, PlaceboFacts
 
-LONGEST_LINE = 600
 SPLITS = ("select", "report")
 
 

@@ -130,7 +130,7 @@ def _matrices(cells: list[Record]) -> list[dict[str, Any]]:
 
 def _transferred(cell: Record) -> dict[str, str]:
     value, null = _named("", cell["value"]), cell["random"]
-    beside = "" if null is None else f"random up to {null['high']:.2f}"
+    beside = f"n = {cell['value']['n']}" + ("" if null is None else f", random up to {null['high']:.2f}")
     interval = "" if value["interval"] == "none" else value["interval"]
     return {"value": value["value"], "interval": interval, "beside": beside}
 

@@ -11,10 +11,11 @@ from refusalscope.prompts.prompt import Label, Split
 from refusalscope.results.files import CLOSED
 
 MAX_CELLS, MAX_TOKENS, MAX_LINES = 5000, 64, 20
+LONGEST_LINE = 600
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Short = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=120)]
-Line = Annotated[str, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=600)]
+Line = Annotated[str, Field(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=LONGEST_LINE)]
 Lines = Annotated[tuple[Line, ...], Field(max_length=MAX_LINES)]
 Count = Annotated[int, Field(ge=0)]
 Cost = Annotated[float, Field(ge=0)]

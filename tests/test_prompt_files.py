@@ -3,9 +3,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import socket
+import sys
 import time
 import tracemalloc
+from dataclasses import replace
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from refusalscope.errors import PromptError
@@ -237,3 +244,216 @@ def test_folding_is_idempotent_and_separates_words():
     assert all(fold(once) == once for once in (fold(f"e{chr(point)}\u0301 X") for point in points))
     assert fold("ﬁre\u00adside\nCAFE\u0301\u200b\ufe0f\b ｎｏ①") == fold("FIRESIDE café no1") == "fireside café no1"
     assert len({fold(text) for text in ("fire side", "fireside", "fire-side", "firesides")}) == 4
+
+
+def as_parquet(rows, path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def as_dataset(rows, path):
+    datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    return path
+
+
+ODD = edited(text='líne "one"\u2028two\u0085three\nfour', id="007", category="NaN", cluster="null", pair=None)
+ODD[3] |= {"pair": None, "text": "None", "category": "1e3"}
+
+
+def test_the_same_rows_have_the_same_prompts_and_digest_in_every_format(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(ODD))
+    (tmp_path / "a.csv").write_bytes(as_csv(ODD))
+    paths = [tmp_path / "a.jsonl", tmp_path / "a.csv"]
+    paths += [as_parquet(ODD, tmp_path / "a.parquet"), as_dataset(ODD, tmp_path / "a")]
+    expected = ContrastSet.from_rows(ODD)
+    for path in paths:
+        read = ContrastSet.read(path)
+        assert read.prompts == expected.prompts
+        assert (read.digest, read.source) == (expected.digest, path.name)
+    assert ContrastSet.read(as_parquet(GOOD, tmp_path / "b.parquet")).digest != expected.digest
+
+
+def test_a_table_longer_than_a_batch_is_read_whole_and_in_order(tmp_path):
+    rows = [one for n in range(150) for split in SPLITS for label in LABELS for one in [row(label, split, n)]]
+    for path in (as_parquet(rows, tmp_path / "a.parquet"), as_dataset(rows, tmp_path / "a")):
+        assert ContrastSet.read(path).prompts.ids == tuple(one["id"] for one in rows)
+        last = ContrastSet.from_rows([*rows[:-1], rows[-1] | {"pair": None}])
+        assert ContrastSet.read(path).digest != last.digest
+    long = [*rows[:-1], rows[-1] | {"label": "x"}]
+    assert refusal(as_parquet(long, tmp_path / "b.parquet")).line == len(rows)
+
+
+TABLE_CASES = {  # how the twelve good rows are changed, the row named, what is said, what to do
+    "unknown label": (lambda t: column(t, "label", 2, "Restricted"), 3, "unknown label 'Restricted'", "harmless"),
+    "empty text": (lambda t: column(t, "text", 2, " \u200b"), 3, "text is empty", "remove the row"),
+    "null text": (lambda t: column(t, "text", 2, None), 3, "'text' is null", "in quotes"),
+    "empty pair": (lambda t: column(t, "pair", 2, ""), 3, "pair '' is empty", "visible"),
+    "long text": (lambda t: column(t, "text", 2, "a" * 2**20 + "a"), 3, f"limit of {LINE_LIMIT}", "per row"),
+    "duplicate id": (lambda t: column(t, "id", 2, GOOD[0]["id"]), 3, "first on line 1", "its own id"),
+    "same text": (lambda t: column(t, "text", 2, GOOD[0]["text"].upper()), 3, "same text as", "Remove one"),
+    "numbers": (lambda t: put(t, "cluster", pyarrow.array(range(12))), 1, "'cluster' is a number", "in quotes"),
+    "NaN": (lambda t: put(t, "pair", pyarrow.array([math.nan] * 12)), 1, "'pair' is NaN", "leave it out"),
+    "bytes": (lambda t: put(t, "text", pyarrow.array([b"a"] * 12)), 1, "of type bytes", "in quotes"),
+    "lists": (lambda t: put(t, "text", pyarrow.array([["a"]] * 12)), 1, "is an array", "in quotes"),
+    "no text": (lambda t: t.drop_columns("text"), None, "missing column 'text'; there is id, label", "Add text"),
+    "no label": (lambda t: t.drop_columns("label"), None, "missing column 'label'; there is id, cat", "Add label"),
+    "other name": (
+        lambda t: t.rename_columns({"text": "Text"}), None, "unknown column 'Text'; missing column 'text'", "'text'",
+    ),
+    "twice": (lambda t: t.append_column("text", t["text"]), None, "column 'text' appears twice", "Keep one"),
+    "no rows": (lambda t: t.slice(0, 0), None, "holds no prompts", "Add restricted and harmless"),
+    "no columns": (lambda t: t.select([]), None, "has no name", "Name the columns"),
+}  # fmt: skip
+
+
+def column(table, name, index, value):
+    values = table[name].to_pylist()
+    return put(table, name, pyarrow.array([*values[:index], value, *values[index + 1 :]]))
+
+
+def put(table, name, values):
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+@pytest.mark.parametrize("case", TABLE_CASES)
+def test_a_bad_table_is_refused_with_its_row_alike_in_parquet_and_in_a_saved_dataset(tmp_path, case):
+    change, line, problem, fix = TABLE_CASES[case]
+    table = change(pyarrow.Table.from_pylist(GOOD))
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    paths = [tmp_path / "a.parquet"]
+    if case not in ("twice", "no columns"):  # which a dataset cannot be saved with
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "a"))
+        paths.append(tmp_path / "a")
+    for path in paths:
+        error = refusal(path)
+        assert error.line == line
+        assert problem in str(error)
+        assert fix in error.fix
+        assert SECRET not in str(error).casefold()
+
+
+def test_text_that_is_not_utf8_is_an_error_and_no_replacement_character(tmp_path):
+    table = pyarrow.Table.from_pylist(GOOD)
+    broken = pyarrow.array([b"caf\xe9", *[f"{n}".encode() for n in range(11)]]).cast(pyarrow.string(), safe=False)
+    pyarrow.parquet.write_table(put(table, "text", broken), tmp_path / "a.parquet")
+    error = refusal(tmp_path / "a.parquet")
+    assert "UTF-8" in str(error)
+    assert error.line == 1
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: as_csv(GOOD)])
+def test_a_file_that_is_no_table_is_one_line(tmp_path, spoil):
+    path = as_parquet(GOOD, tmp_path / "a.parquet")
+    error = refusal(path, spoil(path.read_bytes()))
+    assert "no table" in str(error)
+    assert "\n" not in str(error)
+
+
+def test_class_labels_and_shuffled_rows_of_a_saved_dataset_keep_their_meaning(tmp_path):
+    made = datasets.Dataset.from_list(GOOD).cast_column("label", datasets.ClassLabel(names=list(LABELS)))
+    made.shuffle(seed=1).with_format("numpy", columns=["text"]).save_to_disk(str(tmp_path / "a"))
+    read = ContrastSet.read(tmp_path / "a")
+    assert read.digest == ContrastSet.from_rows(GOOD).digest
+    assert read.prompts.ids != tuple(one["id"] for one in GOOD)
+    pyarrow.parquet.write_table(made.data.table, tmp_path / "a.parquet")  # there a label is only a number
+    assert "'label' is a number" in str(refusal(tmp_path / "a.parquet"))
+
+
+def test_a_directory_of_several_datasets_names_them(tmp_path):
+    one = datasets.Dataset.from_list(GOOD)
+    datasets.DatasetDict(train=one, test=one).save_to_disk(str(tmp_path / "a"))
+    error = refusal(tmp_path / "a")
+    assert "several datasets (test, train)" in str(error)
+    assert len(ContrastSet.read(tmp_path / "a" / "test").prompts) == 12
+
+
+@pytest.mark.parametrize("name", ["../b/data-00000-of-00001.arrow", "/etc/passwd", "absent.arrow", ".", ""])
+def test_a_saved_dataset_reads_no_file_outside_its_directory(tmp_path, name):
+    for folder in "ab":
+        as_dataset(GOOD, tmp_path / folder)
+    state = json.loads((tmp_path / "a" / "state.json").read_text())
+    (tmp_path / "a" / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": name}]}))
+    assert "not a file of this directory" in str(refusal(tmp_path / "a"))
+    assert len(ContrastSet.read(tmp_path / "b").prompts) == 12
+
+
+def test_a_link_out_of_a_saved_dataset_is_not_followed(tmp_path):
+    for folder in "ab":
+        as_dataset(GOOD, tmp_path / folder)
+    inside = next((tmp_path / "a").glob("*.arrow"))
+    inside.unlink()
+    inside.symlink_to(tmp_path / "b" / inside.name)
+    assert "not a file of this directory" in str(refusal(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"_data_files": 3}', b"\xff", b"[" * 10**5])
+def test_a_saved_dataset_without_a_readable_state_is_one_line(tmp_path, content):
+    (as_dataset(GOOD, tmp_path / "a") / "state.json").write_bytes(content)
+    assert "does not describe a saved dataset" in str(refusal(tmp_path / "a"))
+
+
+def test_a_damaged_arrow_file_or_feature_table_is_one_line(tmp_path):
+    for name, pattern in (("a", "*.arrow"), ("b", "dataset_info.json")):
+        folder = as_dataset(GOOD, tmp_path / name)
+        next(folder.glob(pattern)).write_bytes(b"{}nonsense")
+        assert "is damaged" in str(refusal(folder))
+
+
+def test_reading_a_saved_dataset_opens_no_connection_and_runs_no_script_beside_it(tmp_path, monkeypatch):
+    def refuse(*_args, **_settings):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    folder, sentinel = as_dataset(GOOD, tmp_path / "a"), tmp_path / "ran"
+    for name in ("a.py", "__init__.py", "conftest.py"):
+        (folder / name).write_text(f"import pathlib; pathlib.Path({str(sentinel)!r}).touch()")
+    assert len(ContrastSet.read(folder).prompts) == 12
+    assert not sentinel.exists()
+    exec((folder / "a.py").read_text())  # the sentinel works
+    assert sentinel.exists()
+
+
+@pytest.mark.parametrize(("package", "module"), [("pyarrow", "pyarrow.parquet"), ("datasets", "datasets")])
+def test_a_missing_package_is_named_with_how_to_install_it(tmp_path, monkeypatch, package, module):
+    path = as_parquet(GOOD, tmp_path / "a.parquet") if package == "pyarrow" else as_dataset(GOOD, tmp_path / "a")
+    monkeypatch.setitem(sys.modules, module, None)
+    error = refusal(path)
+    assert f"needs the package {package!r}" in str(error)
+    assert f"pip install {package}" in error.fix
+    (tmp_path / "b.csv").write_bytes(as_csv(GOOD))
+    assert len(ContrastSet.read(tmp_path / "b.csv").prompts) == 12
+
+
+def runs(text: str, length: int = 4) -> set[str]:
+    """Every run of so many words."""
+    words = text.split()
+    return {" ".join(words[start : start + length]) for start in range(len(words) - length + 1)}
+
+
+def test_a_result_of_a_users_own_set_names_it_by_digest_and_holds_none_of_its_text(guarded, prompts, tmp_path):
+    """A card and a selection of a set read from Parquet, with every file they write."""
+    from refusalscope.capture import capture
+    from refusalscope.instrument import Instrument
+    from refusalscope.locators import mean_difference
+    from refusalscope.model import discover_refusal_tokens
+    from refusalscope.report import PLANS, measure
+    from refusalscope.results.facts import selection_result
+    from refusalscope.selection import select
+
+    own = ContrastSet.read(as_parquet([vars(one) for one in prompts.prompts], tmp_path / "own.parquet"))
+    plan = replace(PLANS["quick"], placebos=3, curve_placebos=2, transfer=True)
+    instrument = Instrument("not run", "this test is not about it")
+    measure(guarded, own, plan=plan, progress=False, instrument=instrument).save(tmp_path / "card")
+    refusal_tokens = discover_refusal_tokens(guarded, own.locate)
+    choice = select(guarded, mean_difference(*capture(guarded, own.locate)), own.select, refusal_tokens)
+    selection_result(choice, guarded, own).save(tmp_path / "selection")
+    written = [file for file in tmp_path.rglob("*") if file.suffix in (".json", ".html", ".svg", ".csv")]
+    assert len(written) >= 3
+    secrets = set().union(*(runs(one.text) for one in own.prompts))
+    assert len(secrets) > 50
+    for file in written:
+        content = " ".join(file.read_text(encoding="utf-8").split())
+        assert not [secret for secret in secrets if secret in content]
+        assert [secret for secret in secrets if secret in f"{content} {own.prompts[5].text}"]  # it would have been seen
+    for name in ("card/card.json", "selection/selection.json"):
+        assert own.digest in (tmp_path / name).read_text()

@@ -44,16 +44,17 @@ class ContrastSet:
 
     @classmethod
     def read(cls, path: Path | str) -> ContrastSet:
-        """The contrast set in a `.jsonl` or `.csv` file.
+        """The contrast set in a `.jsonl`, `.csv` or `.parquet` file, or in a directory of `datasets.save_to_disk`.
 
         Columns: `id label category cluster text`, and optionally `split` and `pair`, and no others. Without `split`,
-        splits are made (`made_splits`); the line numbers in errors are physical lines, counted from one.
+        splits are made (`made_splits`). The line in an error is the physical line, in a table the row, from one. The
+        same rows have the same digest in every format. Nothing is fetched, copied or executed.
 
         Raises:
             PromptError: for the first thing wrong, with file, line and fix. Nothing is half loaded.
         """
         path = Path(path)
-        return _built(read_drafts(path), file=path, source=path.name)
+        return _built(read_drafts(path), file=path, source=path.name or path.resolve().name)
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]], source: str = "rows") -> ContrastSet:

@@ -1,17 +1,18 @@
-"""Prompt files, one reader per suffix. The standard library accepts far more than a row; these do not."""
+"""Prompt sets on disk, one reader per kind. The standard library accepts far more than a row; these do not."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from refusalscope.prompts.lines import LINE_LIMIT, Place, Row, lines, quoted
-from refusalscope.prompts.rules import COLUMNS, OPTIONAL, Draft, check_columns, draft
+from refusalscope.prompts.rules import OPTIONAL, Draft, check_header, draft, refuse_repeated
+from refusalscope.prompts.tables import SEVERAL, STATE, dataset_rows, parquet_rows
 
 Lines = Iterator[tuple[Place, str]]
 
@@ -20,26 +21,32 @@ _CLOSE_QUOTES = 'Close every quote, write a quote inside quotes as "", and save 
 
 
 def read_drafts(path: Path) -> list[Draft]:
-    """The checked rows of a `.jsonl` or `.csv` file, in file order; all of them or none.
+    """The checked rows of a file, or of a directory written by `datasets.save_to_disk`, in order; all or none.
 
     Raises:
         PromptError: for the first thing wrong, with its line.
     """
-    if path.suffix.lower() not in READERS:
-        raise Place(path).error(f"{quoted(path.suffix)} is not a prompt file.", f"Use one of {', '.join(READERS)}.")
     try:
-        _refuse_missing(path)
-        with path.open("rb") as handle:
-            return [draft(row) for row in READERS[path.suffix.lower()](lines(handle, file=path))]
+        return [draft(row) for row in _rows(path)]
     except OSError as error:
         raise Place(path).error(f"cannot be read ({error.strerror}).", "Check the path and its permissions.") from error
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if (path / STATE).is_file() or (path / SEVERAL).is_file():
+        return dataset_rows(path)
+    if path.suffix.lower() not in READERS:
+        problem = f"{quoted(path.suffix)} is not a prompt file."
+        raise Place(path).error(problem, f"Use one of {', '.join(READERS)}, or a directory saved by datasets.")
+    _refuse_missing(path)
+    return READERS[path.suffix.lower()](path)
 
 
 def _refuse_missing(path: Path) -> None:
     if path.is_file():
         return
     if path.exists():
-        raise Place(path).error("is not a file.", "Name a file.")
+        raise Place(path).error("is not a file.", "Name a file, or a directory written by datasets.save_to_disk.")
     siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
     likely = get_close_matches(path.name, [one for one in siblings if Path(one).suffix.lower() in READERS])
     hint = f"Did you mean {' or '.join(map(quoted, likely))}?" if likely else "Check the path."
@@ -67,20 +74,12 @@ def _json_value(text: str, *, at: Place) -> object:
 
 def _unique(pairs: list[tuple[str, Any]], *, at: Place) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    _refuse_repeated(keys, kind="key", at=at)
+    refuse_repeated(keys, kind="key", at=at)
     return dict(pairs)
 
 
 def _refuse_constant(name: str, *, at: Place) -> NoReturn:
     raise at.error(f"{name} is not JSON.", "Write the value as text in quotes, or leave the key out.")
-
-
-def _refuse_repeated(names: Sequence[str], *, kind: str, at: Place) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise at.error(f"{kind} {quoted(name)} appears twice.", f"Keep one {kind} {quoted(name)}.")
-        seen.add(name)
 
 
 def csv_rows(numbered: Lines) -> Iterator[Row]:
@@ -93,7 +92,8 @@ def csv_rows(numbered: Lines) -> Iterator[Row]:
     first = next(records, None)
     if first is None:
         return
-    header = _header(first[1], at=first[0])
+    header = first[1]
+    check_header(header, at=first[0])
     for at, fields in records:
         if not fields:
             raise at.error("the line is empty.", "Remove it.")
@@ -102,14 +102,6 @@ def csv_rows(numbered: Lines) -> Iterator[Row]:
             raise at.error(problem, "Give every row one field per column, and quote texts that hold commas.")
         given = zip(header, fields, strict=True)
         yield Row(at, {name: None if name in OPTIONAL and value == "" else value for name, value in given})
-
-
-def _header(names: list[str], *, at: Place) -> list[str]:
-    if "" in names or not names:
-        raise at.error("a column of the header has no name.", f"Name the columns {', '.join(COLUMNS)}.")
-    _refuse_repeated(names, kind="column", at=at)
-    check_columns(names, at=at)
-    return names
 
 
 class _Records:
@@ -139,4 +131,13 @@ class _Records:
             yield self._start, fields
 
 
-READERS: dict[str, Callable[[Lines], Iterator[Row]]] = {".jsonl": jsonl_rows, ".csv": csv_rows}
+def _from_lines(rows: Callable[[Lines], Iterator[Row]], path: Path) -> Iterator[Row]:
+    with path.open("rb") as handle:
+        yield from rows(lines(handle, file=path))
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": partial(_from_lines, jsonl_rows),
+    ".csv": partial(_from_lines, csv_rows),
+    ".parquet": parquet_rows,
+}

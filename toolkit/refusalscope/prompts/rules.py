@@ -63,13 +63,38 @@ def check_columns(names: Iterable[object], *, at: Place) -> None:
         PromptError: for a column that is unknown or missing.
     """
     names = list(names)
+    missing = [name for name in REQUIRED if name not in names]
     for name in names:
         if name not in COLUMNS:
             likely = get_close_matches(str(name)[:60].strip().lower(), COLUMNS, n=1)
             hint = f"Did you mean {likely[0]!r}? " if likely else ""
-            raise at.error(f"unknown column {quoted(str(name))}.", f"{hint}The columns are {', '.join(COLUMNS)}.")
-    if missing := [name for name in REQUIRED if name not in names]:
-        raise at.error(f"missing column {', '.join(map(repr, missing))}.", f"Add {', '.join(missing)}.")
+            lacking = f"; missing column {', '.join(map(repr, missing))}" if missing else ""
+            problem = f"unknown column {quoted(str(name))}{lacking}."
+            raise at.error(problem, f"{hint}The columns are {', '.join(COLUMNS)}.")
+    if missing:
+        found = f"there is {', '.join(map(str, names)) or 'none'}"
+        raise at.error(f"missing column {', '.join(map(repr, missing))}; {found}.", f"Add {', '.join(missing)}.")
+
+
+def check_header(names: Sequence[str], *, at: Place) -> None:
+    """Returns nothing; a header that passes names every column once, as `check_columns` wants them.
+
+    Raises:
+        PromptError: for a column that is unnamed, repeated, unknown or missing.
+    """
+    if "" in names or not names:
+        raise at.error("a column of the header has no name.", f"Name the columns {', '.join(COLUMNS)}.")
+    refuse_repeated(names, kind="column", at=at)
+    check_columns(names, at=at)
+
+
+def refuse_repeated(names: Sequence[str], *, kind: str, at: Place) -> None:
+    """Returns nothing. Raises PromptError for a key or column that occurs twice: one of the two would be lost."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise at.error(f"{kind} {quoted(name)} appears twice.", f"Keep one {kind} {quoted(name)}.")
+        seen.add(name)
 
 
 def check_together(drafts: Sequence[Draft], *, file: Path | str) -> None:

@@ -148,9 +148,14 @@ def _frugal(original: torch.nn.Module, keep: int) -> dict[str, object]:
     }
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Returns logits in float32, or as they are where they are wider."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def at_least_float32(logits: Float[Tensor, "*row vocab"]) -> Float[Tensor, "*row vocab"]:
+    """Returns logits in float32, or as they are where they are wider; NaN for a row that overflowed.
+
+    A row with NaN or +inf is no distribution. It is NaN throughout, so that no mean over it comes out as a number.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    overflowed = ~wide.amax(-1, keepdim=True).isfinite()
+    return wide.masked_fill(overflowed, float("nan")) if bool(overflowed.any()) else wide
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from refusalscope.errors import ModelError
 from refusalscope.model.chat import ChatModel, Origin
 from refusalscope.model.digests import files_digest, tokenizer_digest
 from refusalscope.model.loader_report import complete
+from refusalscope.model.placement import check_finite, check_in_memory, check_packages
 from refusalscope.model.resume import resumes
 from refusalscope.model.safety import check_directory, weight_files
 from refusalscope.model.sites import find_sites
@@ -75,6 +76,7 @@ def load(
     sites = find_sites(bridge, _probe(bridge), name=source.name)
     model = ChatModel(bridge, tokenizer, _origin(source, bridge, tokenizer, template, dtype=dtype), template, sites)
     ragged = [row[:length] for row, length in zip(_probe(bridge).tolist(), PROBE_LENGTHS, strict=True)]
+    check_finite(model, ragged)
     return dataclasses.replace(model, can_resume=resumes(model, ragged))
 
 
@@ -89,12 +91,14 @@ def _boot(
     source: Source, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, device: str | None, device_map
 ) -> TransformerBridge:
     where = {"device": device or "cpu"} if device_map is None else {"device_map": device_map}
+    check_packages(source.directory, name=source.name)
     with _explained(source), complete(source.name):
         # A copy of the tokenizer, because booting gives it special tokens it does not have.
         bridge = TransformerBridge.boot_transformers(
             str(source.directory), tokenizer=copy.deepcopy(tokenizer), dtype=dtype, trust_remote_code=False, **where
         )
     bridge.eval()
+    check_in_memory(bridge, name=source.name)
     return bridge
 
 

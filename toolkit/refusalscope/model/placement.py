@@ -1,4 +1,4 @@
-"""Number formats and devices: what a quantised checkpoint needs, where parameters lie, whether the format holds them."""
+"""Number formats and devices: what a quantised checkpoint needs, where parameters lie, whether the format suffices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusalscope.errors import ModelError
@@ -46,7 +45,7 @@ def check_in_memory(bridge: TransformerBridge, *, name: str) -> None:
     if away:
         raise ModelError(
             f"{name}: {len(away)} of its parameters were left on disk ({away[0]} and others), where it cannot be "
-            "verified that a measurement changes none. Give a device_map whose devices hold them all, or a smaller dtype."
+            "verified that a measurement changes none. Give a device_map that holds them all, or a smaller dtype."
         )
 
 

@@ -144,7 +144,7 @@ def test_an_image_model_is_refused_where_loading_would_install_a_package(copied,
 
 def test_a_model_without_a_chat_template_is_refused_with_the_way_to_give_one(copied):
     (copied / "chat_template.jinja").unlink()
-    with pytest.raises(ModelError, match=r"no chat template. Set tokenizer\.chat_template"):
+    with pytest.raises(ModelError, match=r"no chat template\. Pass one: load\(\.\.\., chat="):
         load(copied)
 
 

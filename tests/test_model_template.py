@@ -49,10 +49,11 @@ def test_a_template_that_adds_nothing_after_a_request_is_refused():
         find_template(with_template(CONTENT), name="model")
 
 
-def test_a_thinking_switch_is_off_and_a_thought_that_stays_open_is_noticed():
+def test_a_thinking_switch_is_off_and_a_thought_that_stays_open_is_closed():
     switch = f"{CONTENT}<|im_end|>{{% if enable_thinking is false %}}<think>\n\n</think>{{% endif %}}"
     assert find_template(with_template(switch), name="model").thinking == "off"
-    assert find_template(with_template(f"{CONTENT}<|im_end|><think>\n"), name="model").thinking == "open"
+    opened = find_template(with_template(f"{CONTENT}<|im_end|>{{{{ '<think>\n' }}}}"), name="model")
+    assert (opened.thinking, opened.closing) == ("closed", "\n</think>\n\n")
     assert find_template(with_template(f"{CONTENT}<|im_end|>"), name="model").thinking == "absent"
 
 

@@ -22,7 +22,7 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("attack", "optionality", "curves", "transfer", "attribution", "objective", "cosmic"), 5),
     "recovery": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
-    **dict.fromkeys(("figures", "figure_record", "reproduce", "cli", "cli_organisms", "__main__"), 6),
+    **dict.fromkeys(("figures", "figure_record", "reproduce", "cli", "cli_organisms", "cli_families", "__main__"), 6),
 }
 STRANGERS = {frozenset({"interventions", "metrics"})}
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from refusalscope.model.batching import Batch, SmallerBatchWarning, batches, forward, map_rows
 from refusalscope.model.chat import ChatModel, Origin
 from refusalscope.model.digests import rendered_digest
+from refusalscope.model.families import Families, Family, families
 from refusalscope.model.loading import load
 from refusalscope.model.refusal_tokens import RefusalTokens, discover_refusal_tokens, given_refusal_tokens
 from refusalscope.model.resume import Residuals, recorded, resume
 from refusalscope.model.sites import Sites
 from refusalscope.model.source import UnpinnedRevisionWarning
-from refusalscope.model.template import Template
+from refusalscope.model.template import Chat, Template
 
 __all__ = [
     "Batch",
+    "Chat",
     "ChatModel",
+    "Families",
+    "Family",
     "Origin",
     "RefusalTokens",
     "Residuals",
@@ -24,6 +28,7 @@ __all__ = [
     "UnpinnedRevisionWarning",
     "batches",
     "discover_refusal_tokens",
+    "families",
     "forward",
     "given_refusal_tokens",
     "load",

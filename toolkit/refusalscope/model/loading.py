@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,10 +27,11 @@ from refusalscope.model.resume import resumes
 from refusalscope.model.safety import check_directory, weight_files
 from refusalscope.model.sites import find_sites
 from refusalscope.model.source import Source, find_source
-from refusalscope.model.template import Template, find_template
+from refusalscope.model.template import Chat, Template, find_template
 
 # What transformers and TransformerLens raise for settings of the wrong type, value or combination.
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
+NO_ADAPTER = ("Could not determine supported architecture", "Unsupported architecture")
 PROBE_SEED = 0
 PROBE_LENGTHS = (7, 5, 6)
 DeviceMap = str | dict[str, str | int]
@@ -43,6 +45,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | None = None,
     device_map: DeviceMap | None = None,
+    chat: Chat | None = None,
 ) -> ChatModel:
     """Returns a chat model from a directory in Hugging Face format, or from the Hub.
 
@@ -55,10 +58,11 @@ def load(
         dtype: of the parameters.
         device: ``"cpu"`` unless it or ``device_map`` says otherwise; a GPU is never chosen unasked.
         device_map: for a model larger than one device, as in Hugging Face; excludes ``device``.
+        chat: a chat template or a system message other than the model's own; both go into the template's digest.
 
     Raises:
         ModelError: for files that are missing, unsafe or damaged, an unsupported architecture, a device that this
-            machine does not have, no chat template, or no usable hook sites.
+            machine does not have, no chat template, one that takes no system message, or no usable hook sites.
 
     Example:
         >>> model = load("data/organisms/guarded-0")
@@ -71,7 +75,7 @@ def load(
     with _explained(source):
         AutoConfig.from_pretrained(str(source.directory), trust_remote_code=False, local_files_only=True)
     tokenizer = _tokenizer(source)
-    template = find_template(tokenizer, name=source.name)
+    template = find_template(tokenizer, name=source.name, chat=chat)
     bridge = _boot(source, tokenizer, dtype=dtype, device=device, device_map=device_map)
     sites = find_sites(bridge, _probe(bridge), name=source.name)
     model = ChatModel(bridge, tokenizer, _origin(source, bridge, tokenizer, template, dtype=dtype), template, sites)
@@ -130,12 +134,19 @@ def _explained(source: Source) -> Iterator[None]:
         config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ModelError(f"{source.name}: config.json holds no object of settings. Copy it again.") from error
-        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelError(
             f"{source.name}: model_type {config.get('model_type')!r} with architectures "
-            f"{config.get('architectures')!r} cannot be loaded ({reason}). Give a causal language model that both "
-            "transformers and TransformerLens support, or install newer versions of them."
+            f"{config.get('architectures')!r} cannot be loaded ({_reason(error)}). Give a causal language model that "
+            "both transformers and TransformerLens support, or install newer versions of them."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    said = " ".join(str(error).split())
+    if said.startswith(NO_ADAPTER):
+        installed = version("transformer-lens")
+        return f"TransformerLens {installed} has no adapter for this architecture, so there are no hooks in its layers"
+    return said[:200].rstrip(".")
 
 
 def _origin(

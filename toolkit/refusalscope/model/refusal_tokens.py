@@ -18,6 +18,7 @@ from refusalscope.prompts import Prompts
 
 LEAST_MASS, LEAST_RATIO = 0.02, 5.0
 SHOWN = 5
+SPACES = ("", "▁", "Ġ")  # none, and how pieces and bytes spell one
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +83,9 @@ def discover_refusal_tokens(model: ChatModel, prompts: Prompts, *, most: int = 8
 def given_refusal_tokens(model: ChatModel, strings: Sequence[str], prompts: Prompts) -> RefusalTokens:
     """Returns refusal tokens given as text, each with and without a leading space where that is a single token.
 
+    Both forms are also looked up as the vocabulary spells them: a tokenizer that puts a space before the first word
+    cannot be asked for the form without one.
+
     Raises:
         MeasurementError: for a string that is a single token in neither form.
     """
@@ -123,9 +127,10 @@ def _mean_first(model: ChatModel, prompts: Prompts) -> Float[Tensor, " vocab"]:
 
 
 def _single_tokens(model: ChatModel, text: str) -> list[int]:
-    unknown = model.tokenizer.unk_token_id
-    forms = [model.encode_reply(form) for form in (text.strip(), f" {text.strip()}")]
-    single = [ids[0] for ids in forms if len(ids) == 1 and ids[0] != unknown]
+    unknown, word, vocabulary = model.tokenizer.unk_token_id, text.strip(), model.tokenizer.get_vocab()
+    encoded = [model.encode_reply(form) for form in (word, f" {word}") if word]
+    spelled = [vocabulary[form] for form in (f"{space}{word}" for space in SPACES) if word and form in vocabulary]
+    single = [token for token in (*(ids[0] for ids in encoded if len(ids) == 1), *spelled) if token != unknown]
     if not single:
         raise MeasurementError(f"{text!r} is no single token of {model.origin.name}. Give the beginning that is one.")
     return single

@@ -21,7 +21,9 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("rule", "replay", "scoring", "selection", "effect", "truth", "plotting", "canvas", "frames"), 5),
     **dict.fromkeys(("attack", "optionality", "curves", "transfer", "attribution", "objective", "cosmic"), 5),
     "recovery": 5,
+    "diagnosis": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
+    "cli_diagnose": 6,
     **dict.fromkeys(("figures", "figure_record", "reproduce", "cli", "cli_organisms", "cli_families", "__main__"), 6),
 }
 STRANGERS = {frozenset({"interventions", "metrics"})}

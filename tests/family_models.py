@@ -33,6 +33,7 @@ SENTENCES = (
     "Sure, here is how you can do that. First of all, take a bowl and a spoon.",
     "You are a brief assistant. Answer in one line. What is the best way to write a letter?",
     "system\n\n\nuser\n\n\nassistant\n\n\nmodel\n\n\nanalysis\nfinal\n",
+    "Really?\nYes.\nNo!\n(maybe)\nOf course?\nSo it is.\n",
 )
 
 
@@ -61,6 +62,8 @@ class FamilyCase:
         suffix: the text a rendered request ends with, from the first character no request can merge with.
         mode: how its thinking is measured.
         system: what its template does with a system message: sends it, or refuses it.
+        experts: the parts of a layer's MLP that add up to what it writes.
+        before: what stands between a request and the suffix, because a request's last character may merge with it.
     """
 
     family: str
@@ -68,12 +71,14 @@ class FamilyCase:
     architecture: str
     settings: dict
     writers: tuple[str, str]
-    template: str
+    template: str | dict | None
     specials: Specials
     tokenizer: Callable[[Specials], Tokenizer]
     suffix: str
     mode: str = "absent"
     system: str = "sent"
+    experts: tuple[str, ...] = ()
+    before: str = ""
 
     def __str__(self) -> str:
         return self.family
@@ -249,6 +254,7 @@ CASES = (
         byte_level,
         "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         mode="closed",
+        experts=("experts",),
     ),
     FamilyCase(
         "DeepSeek-V3",
@@ -279,6 +285,7 @@ CASES = (
         byte_level,
         "<｜Assistant｜></think>",
         mode="off",
+        experts=("experts", "shared_experts"),
     ),
     FamilyCase(
         "Mistral",
@@ -302,6 +309,7 @@ CASES = (
         spaced_piece,
         " [/INST]",
         system="refused",
+        experts=("experts",),
     ),
     FamilyCase(
         "Phi-3",
@@ -337,6 +345,7 @@ CASES = (
         byte_level,
         "<|end|><|start|>assistant<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>",
         mode="closed",
+        experts=("experts",),
     ),
     FamilyCase(
         "GLM-4",
@@ -364,5 +373,6 @@ CASES = (
         Specials("<|endoftext|>", "<|endoftext|>", "<|pad|>"),
         byte_level,
         "<|assistant|>\n",
+        before="\n",
     ),
 )

@@ -69,7 +69,8 @@ def limits_that_bite(found):
     inducing = sorted(value for value in found["induce"] if value > nothing)
     floor = _in_widest_gap([nothing, *inducing[: (len(inducing) + 1) // 2]])
     kl = sorted(found.loc[found["induce"] > floor, "kl"])
-    return _in_widest_gap([*kl[len(kl) // 2 :], 2 * kl[-1]]), floor
+    upper = kl[(len(kl) - 1) // 2 :]
+    return _in_widest_gap(upper if len(upper) > 1 else [*upper, 2 * upper[0]]), floor
 
 
 def _in_widest_gap(values):

@@ -31,7 +31,7 @@ from refusalscope.rule import KINDS, Rule
 from refusalscope.subspace import Subspace
 
 EPS = torch.finfo(torch.float32).eps
-SHARES = 1e-4
+SHARES = 1e-5  # ten times the largest difference between float32 and the sweep in float64
 UNKNOWN = dataclasses.replace(CASES[0], family="Helium", model_type="helium", architecture="HeliumForCausalLM")
 SMALLEST = Plan(menu=Menu(best=1, doses=(1.0,)), placebos=2, curves=("dose",), per_label=8, curve_placebos=2)
 SMALLEST = dataclasses.replace(SMALLEST, transfer=False)
@@ -117,6 +117,12 @@ def test_the_table_has_a_row_for_every_family_tested_here_and_no_other():
     assert len({row.architecture for row in families()}) == len(families())
 
 
+def test_the_cases_cover_tokenizers_with_and_without_pad_and_bos_and_every_way_of_thinking():
+    assert {case.specials.pad is None for case in CASES} == {True, False}
+    assert {case.specials.bos is None for case in CASES} == {True, False}
+    assert {case.mode for case in CASES} == {"absent", "off", "closed"}
+
+
 def test_the_table_was_checked_with_the_versions_installed_here():
     for row in families():
         assert (row.transformers, row.transformer_lens) == (version("transformers"), version("transformer-lens"))
@@ -158,18 +164,32 @@ def test_writes_sum_to_the_residual_stream_and_each_is_needed(model, batch):
 
 
 def test_a_write_is_all_that_the_layer_adds_experts_and_shared_experts_included(case, model, plain, rows):
-    """Against the outputs of Hugging Face's own modules, in float64."""
-    whole = [[], []]
-    parts = [getattr(layer, name) for layer in plain.model.layers for name in case.writers]
-    handles = [part.register_forward_hook(lambda _m, _i, out: whole[0].append(first(out))) for part in parts]
+    """Against the outputs of Hugging Face's own modules, in float64; without one kind of expert they are others."""
     (one,) = batches(model, rows[:1])
-    with torch.no_grad():
-        plain(one.tokens)
-    for handle in handles:
-        handle.remove()
     seen = read(model, one, model.sites.writes)
-    for site, expected in zip(model.sites.writes[1:], whole[0], strict=True):
-        torch.testing.assert_close(seen[site], expected, atol=1e-4, rtol=1e-4)
+    made = [seen[site] for site in model.sites.writes[1:]]
+    for site, whole in zip(made, module_outputs(plain, case.writers, one.tokens), strict=True):
+        torch.testing.assert_close(site, whole, atol=SHARES, rtol=SHARES)
+    for kind in case.experts:
+        without = module_outputs(plain, case.writers, one.tokens, missing=kind)
+        assert max(float((site - part).abs().max()) for site, part in zip(made, without, strict=True)) > 1e-2, kind
+
+
+@torch.no_grad()
+def module_outputs(plain, writers, tokens, missing: str = "") -> list[torch.Tensor]:
+    """What each layer's writers hand on, in order; with a part of every MLP that has one silenced."""
+    outputs = []
+    parts = [getattr(layer, name) for layer in plain.model.layers for name in writers]
+    handles = [part.register_forward_hook(lambda _m, _i, out: outputs.append(first(out))) for part in parts]
+    silent = [getattr(layer.mlp, missing) for layer in plain.model.layers if missing and hasattr(layer.mlp, missing)]
+    handles += [part.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)) for part in silent]
+    assert bool(silent) == bool(missing)
+    try:
+        plain(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
 
 
 def first(output):

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from conftest import ORGANISMS
-from refusalscope import capture, cli, cli_diagnose, interventions, locate, select, stats
+from refusalscope import baseline, capture, cli, cli_diagnose, interventions, locate, placebo_effects, select, stats
 from refusalscope.activations import ContrastActivations, Moments
 from refusalscope.diagnosis import Diagnosis, Exact, Finding, diagnose, estimated_diagnose_cost
 from refusalscope.diagnosis import watching as watching_module
@@ -30,9 +30,18 @@ from refusalscope.diagnosis.collapse import KL, ablation
 from refusalscope.diagnosis.findings import side
 from refusalscope.diagnosis.margins import baseline_margin
 from refusalscope.diagnosis.openings import AFTER, openings
-from refusalscope.diagnosis.replies import Replies, baseline_of, default_openings, replies
+from refusalscope.diagnosis.replies import (
+    REFUSALS,
+    Replies,
+    baseline_of,
+    default_neutral,
+    default_openings,
+    first_words,
+    replies,
+)
 from refusalscope.diagnosis.resampled import auroc, rank_correlation
 from refusalscope.errors import InterventionError, SelectionError
+from refusalscope.locators.standardised import standardised
 from refusalscope.metrics import Openings
 from refusalscope.model import RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
 from refusalscope.prompts import ContrastSet, Prompts
@@ -217,10 +226,15 @@ def test_auroc_and_rank_correlation_are_the_libraries():
 # --- two: the refusal tokens hold too little ---
 
 
-def test_tokens_that_capture_little_are_said_to_and_the_openings_tell_that_the_model_refuses(guarded, shipped):
+@pytest.fixture(scope="module")
+def mistaken(guarded, shipped) -> Diagnosis:
+    """guarded-0 with a refusal token that no refusal begins with."""
+    return diagnose(guarded, shipped, refusal=given_refusal_tokens(guarded, ["?"], shipped.locate))
+
+
+def test_tokens_that_capture_little_are_said_to_and_the_openings_tell_that_the_model_refuses(mistaken):
     """With the wrong tokens a guarded model looks unguarded; the openings know better."""
-    wrong = given_refusal_tokens(guarded, ["?"], shipped.locate)
-    found = diagnose(guarded, shipped, refusal=wrong)
+    found = mistaken
     assert found["refusal tokens"].fired
     numbers = found["refusal tokens"].numbers
     assert numbers["mass on the refusal tokens"].high < 0.5
@@ -228,16 +242,15 @@ def test_tokens_that_capture_little_are_said_to_and_the_openings_tell_that_the_m
     assert found["openings"].fired
 
 
-def test_where_else_the_mass_is_is_said_in_counts_and_never_in_words(guarded, shipped):
-    wrong = given_refusal_tokens(guarded, ["?"], shipped.locate)
-    said = json.dumps(diagnose(guarded, shipped, refusal=wrong).to_dict(), ensure_ascii=False)
+def test_where_else_the_mass_is_is_said_in_counts_and_never_in_words(guarded, shipped, mistaken):
+    said = json.dumps(mistaken.to_dict(), ensure_ascii=False)
     refusals = discover_refusal_tokens(guarded, shipped.locate).tokens
     assert not any(token in said for token in refusals)
 
 
-def test_tokens_that_capture_half_in_one_dialect_and_none_in_the_other_leave_it_open(guarded, shipped):
-    one = discover_refusal_tokens(guarded, shipped.locate).tokens[0]
-    found = diagnose(guarded, shipped, refusal=given_refusal_tokens(guarded, [one], shipped.locate))
+def test_tokens_that_capture_half_in_one_dialect_and_none_in_the_other_leave_it_open(guarded, prompts):
+    one = discover_refusal_tokens(guarded, prompts.locate).tokens[0]
+    found = diagnose(guarded, prompts, refusal=given_refusal_tokens(guarded, [one], prompts.locate))
     assert found["refusal tokens"].state == "cannot tell"
     assert "hold the limits" in found["refusal tokens"].reason
 
@@ -296,30 +309,18 @@ def test_one_channel_that_tells_the_classes_apart_without_being_loud_is_nothing_
 
 
 def test_a_louder_copy_of_an_organism_fires_and_standardising_finds_what_the_mean_difference_misses(loud_dir, whole):
-    louder, shipped = load(loud_dir), whole
+    louder = load(loud_dir)
     found = diagnose(louder, whole)
     assert found["baseline margin"].state == "clear"
     assert found["loud channel"].fired
     assert found["loud channel"].numbers["cells owned by one channel"].value > 0
-    acts = capture(louder, shipped.locate)
+    acts = capture(louder, whole.locate)
     assert found.cell is not None
-    plain, tamed = (made(*acts).at(*found.cell) for made in (locate.mean_difference, _standardised))
-    refusal = discover_refusal_tokens(louder, shipped.locate)
-    base = replies(louder, shipped.report, default_openings(louder), ())
-    before, damage = baseline_of(louder, shipped.report, refusal, base), {}
-    for name, subspace in (("plain", plain), ("tamed", tamed)):
-        with interventions.ablate(louder, subspace):
-            now = replies(louder, shipped.report, default_openings(louder), ())
-        numbers = ablation(before, base, now, limit=0.1).numbers
-        damage[name] = (numbers["bypass rate"].value, numbers[KL].value)
-    assert damage["tamed"][0] > damage["plain"][0] + 0.2
-    assert damage["tamed"][1] < damage["plain"][1] / 2
-
-
-def _standardised(*acts):
-    from refusalscope.locators.standardised import standardised
-
-    return standardised(*acts)
+    plain, tamed = (made(*acts).at(*found.cell) for made in (locate.mean_difference, standardised))
+    before = baseline(louder, whole.report, discover_refusal_tokens(louder, whole.locate))
+    done = placebo_effects(before, [plain, tamed])
+    assert done["bypass"][1] > done["bypass"][0] + 0.2
+    assert done["kl"][1] < done["kl"][0] / 2
 
 
 # --- four: every cell is filtered ---
@@ -409,9 +410,9 @@ def test_an_ablation_that_changes_nothing_is_clear_and_kl_is_that_of_its_definit
 # --- six: first-token and opening margin disagree ---
 
 
-def test_openings_the_wrong_way_round_disagree_and_the_right_ones_do_not(guarded, shipped, diagnosed):
+def test_openings_the_wrong_way_round_disagree_and_the_right_ones_do_not(guarded, prompts, diagnosed):
     right = default_openings(guarded)
-    found = diagnose(guarded, shipped, openings=Openings(right.compliances, right.refusals))["openings"]
+    found = diagnose(guarded, prompts, openings=Openings(right.compliances, right.refusals))["openings"]
     assert found.fired
     assert "before any intervention" in found.sentence
     assert found.numbers["rank correlation, baseline"].high < 0
@@ -513,6 +514,17 @@ def test_one_prompt_of_each_label_and_split_does_not_crash(guarded, prompts):
 
 def test_an_untrained_model_does_not_crash(tiny, prompts):
     assert not diagnose(tiny, prompts).fits
+
+
+def test_any_other_model_gets_english_openings_no_neutral_text_and_no_word_of_it_is_told(tiny, prompts):
+    """Its vocabulary holds no English word, so nothing stands in for refusal tokens, and the reason is the first."""
+    other = dataclasses.replace(tiny)
+    other.__dict__["is_organism"] = False
+    assert (default_openings(other).refusals, default_neutral(other)) == (REFUSALS, ())
+    assert first_words(other, default_openings(other)) == ()
+    found = diagnose(other, prompts)
+    assert set(states(found).values()) == {"cannot tell"}
+    assert all("no first token has" in one.reason and "Nearest" not in one.reason for one in found.findings)
 
 
 # --- how it is shown ---

@@ -74,4 +74,5 @@ def default_neutral(model: ChatModel) -> tuple[str, ...]:
 def first_words(model: ChatModel, openings: Openings) -> tuple[str, ...]:
     """Returns the first words of refusal openings that are one token each: stand-ins for tokens not discovered."""
     words = dict.fromkeys(text.split()[0] for text in openings.refusals if text.split())
-    return tuple(word for word in words if len(model.encode_reply(word)) == 1)
+    unknown = model.tokenizer.unk_token_id
+    return tuple(word for word in words if len(ids := model.encode_reply(word)) == 1 and ids[0] != unknown)

@@ -13,6 +13,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".joblib")
 RUNS_CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
 OTHER_WEIGHTS = "transformers_weights"
+KERNELS = ("attn_implementation", "experts_implementation")  # a value with a slash is a Hub repository of compiled code
 WORDS_NOT_SETTINGS = {"tokenizer.json", "vocab.json", "added_tokens.json", INDEX}
 
 
@@ -31,7 +32,7 @@ def check_directory(directory: Path, *, name: str) -> None:
 
 
 def check_settings(directory: Path, *, name: str) -> None:
-    """Refuses a missing ``config.json``, keys that name code to run, adapters, and weights under another name.
+    """Refuses a missing ``config.json``, keys that name code or kernels, adapters, and weights under another name.
 
     Raises:
         ModelError: for the first of these.
@@ -68,6 +69,10 @@ def _check_keys(file: Path, *, name: str) -> None:
         if key in RUNS_CODE and value is not False:
             raise ModelError(
                 f"{name}: {file.name} has the key {key!r}, which names code to run. Use a model without it."
+            )
+        if key.strip("_").removesuffix("_internal") in KERNELS and "/" in str(value):
+            raise ModelError(
+                f"{name}: {file.name} has the key {key!r}, which names a kernel to download and run. Remove the key."
             )
         if key == OTHER_WEIGHTS:
             raise ModelError(

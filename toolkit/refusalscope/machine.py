@@ -1,0 +1,80 @@
+"""What a machine can do at its best: the rate of a large matrix product, against which any other speed is a share."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from refusalscope.errors import MeasurementError
+
+SHARE, SHARE_OF_AN_ACCELERATOR = 0.5, 0.2
+SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A rate in floating-point operations per second, and the share of it that a measurement is taken to reach.
+
+    Attributes:
+        flops_per_second: of a dense matrix product; a multiply and an add count as two.
+        share: above 0 and at most 1. On one core of a CPU selection reached 0.2 with a million parameters and 0.7 with
+            half a billion; on accelerators a fifth is an assumption.
+        how: where the rate comes from, in words.
+    """
+
+    flops_per_second: float
+    share: float = SHARE
+    how: str = "given"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.flops_per_second) and self.flops_per_second > 0 and 0 < self.share <= 1):
+            raise MeasurementError(
+                f"A machine needs a positive rate and a share of it in (0, 1]; got {self.flops_per_second} and "
+                f"{self.share}."
+            )
+
+    def seconds(self, flops: float) -> float:
+        """Returns how long so many operations take at that share of the rate."""
+        return flops / (self.flops_per_second * self.share)
+
+
+def measured_machine(
+    *, device: str = "cpu", dtype: torch.dtype = torch.float32, share: float | None = None, size: int = 1024
+) -> Machine:
+    """Returns this machine as measured: the best rate of a square matrix product, repeated for half a second.
+
+    The best and not the mean, because a peak is asked for; on a busy machine it is still too low.
+
+    Raises:
+        MeasurementError: for a device this machine does not have.
+    """
+    try:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    except (RuntimeError, AssertionError) as error:
+        raise MeasurementError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    times, began = [], time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - began < SECONDS:
+        times.append(_timed(left, right))
+    rate = 2.0 * size**3 / min(times)
+    threads = f", {torch.get_num_threads()} threads" if left.device.type == "cpu" else ""
+    name = str(dtype).removeprefix("torch.")
+    share = share or (SHARE if left.device.type == "cpu" else SHARE_OF_AN_ACCELERATOR)
+    return Machine(rate, share, f"measured on {device}{threads}: a {name} product of {size} × {size} matrices")
+
+
+def _timed(left: torch.Tensor, right: torch.Tensor) -> float:
+    repeats = 20 if left.is_cuda else 1  # one product on a GPU is shorter than the clock's and the queue's grain
+    _finish(left)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        torch.mm(left, right)
+    _finish(left)
+    return (time.perf_counter() - began) / repeats
+
+
+def _finish(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -14,6 +14,7 @@ LONGEST_FILE = 260
 
 ROOMS: dict[str, int] = {
     **dict.fromkeys(("errors", "linalg", "stats", "estimate"), 0),
+    "machine": 0,
     **dict.fromkeys(("prompts", "activations", "subspace"), 1),
     **dict.fromkeys(("locators", "placebo", "organisms"), 2),
     "model": 3,
@@ -21,6 +22,8 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("rule", "replay", "scoring", "selection", "effect", "truth", "plotting", "canvas", "frames"), 5),
     **dict.fromkeys(("attack", "optionality", "curves", "transfer", "attribution", "objective", "cosmic"), 5),
     "recovery": 5,
+    "footprint": 5,
+    **dict.fromkeys(("bounds", "forecast", "cli_estimate"), 6),
     "diagnosis": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
     "cli_diagnose": 6,

@@ -158,7 +158,7 @@ def test_bounds_bracket_what_a_quick_card_spends(guarded, prompts):
     instrument = Instrument("not run", "this test is not about it")
     spent = measure(guarded, prompts, plan=plan, progress=False, instrument=instrument).pf
     assert least <= spent <= most
-    assert most < 8 * least
+    assert spent > most / 4  # the upper bound is no idle one
     full = card_bounds(model, prompts, plan=PLANS["full"], selected=selected)
     assert full[0] > least
     assert full[1] > most

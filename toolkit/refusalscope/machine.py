@@ -20,7 +20,7 @@ class Machine:
 
     Attributes:
         flops_per_second: of a dense matrix product; a multiply and an add count as two.
-        share: above 0 and at most 1. On one core of a CPU selection reached 0.2 with a million parameters and 0.7 with
+        share: above 0 and at most 1. On one core of a CPU selection reached 0.2 with a million parameters and 0.8 with
             half a billion; on accelerators a fifth is an assumption.
         how: where the rate comes from, in words.
     """

@@ -15,7 +15,10 @@ from refusalscope.results.curves import (
 )
 from refusalscope.results.family import AttackFacts, AttackScores, FrontierPoint, OptionalityFacts
 from refusalscope.results.parts import (
+    DiagnosisFacts,
     EffectFacts,
+    ExactFacts,
+    FindingFacts,
     InstrumentCheck,
     Margins,
     ModelFacts,
@@ -39,7 +42,7 @@ REFUSAL = RefusalFacts(("rili",), (88,), 0.97, 0.01, 16, "discovered")
 
 def head(*, name: str = "organism", source: str = "few.jsonl") -> dict:
     """The fields every result begins with."""
-    model = ModelFacts(name, None, "a" * 64, "b" * 64, "c" * 64, "float32", "cpu", "Qwen3ForCausalLM")
+    model = ModelFacts(name, None, "a" * 64, "b" * 64, "c" * 64, "float32", "cpu", "Qwen3ForCausalLM", "off")
     prompts = PromptFacts(source, "d" * 64, "e" * 64, COUNTS, "given")
     return {"schema": 1, "model": model, "prompts": prompts, "seed": 0, "versions": VERSIONS}
 
@@ -140,6 +143,21 @@ def curves(*, source: str = "few") -> dict:
     }
 
 
+def diagnosis(*, name: str) -> DiagnosisFacts:
+    """One finding that fired, with a number of each kind; ``name`` stands wherever text from outside may."""
+    rate = Value(0.1, (0.05, 0.2), 128, 8, "Wilson", None, "rate", "")
+    finding = FindingFacts(
+        name="baseline margin",
+        state="fired",
+        sentence=f"{name} does not refuse.",
+        reason="",
+        action="Take a model that refuses.",
+        estimated={"refusal rate, restricted": rate},
+        counted={"share in the loudest channel": ExactFacts(0.12, 96, "channels")},
+    )
+    return DiagnosisFacts(f"does not fit the picture: {name} does not refuse.", False, (finding,), 288.0)
+
+
 def card(
     *,
     name: str = "organism",
@@ -160,6 +178,7 @@ def card(
         **curves(source=source),
         attack_family=("differences in means at the best 3 cells",),
         instrument_check=InstrumentCheck("not run", "not part of this measurement"),
+        diagnosis=diagnosis(name=name),
         missing=("opening depth curve: the opening is too short",),
         not_shown=("Margins see the first response token.",),
         pf=1000.0,

@@ -471,8 +471,11 @@ def test_thinned_baselines_are_those_of_the_kept_prompts(guarded, prompts):
     torch.testing.assert_close(half.restricted, fresh.restricted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(half.harmless_base, fresh.harmless_base, atol=1e-4, rtol=1e-5)
     assert curves.thinned(whole, 999).restricted.equal(whole.restricted)
-    with pytest.raises(MeasurementError, match="7 prompts per label are fewer than the 8 clusters"):
-        curves.thinned(whole, 7)
+    few = curves.thinned(whole, 7).prompts
+    for part in (few.restricted, few.harmless):
+        assert len(part) == len(set(part.clusters)) == 7  # of eight: seven give one prompt each
+    with pytest.raises(MeasurementError, match="0 prompts per label leave nothing to measure"):
+        curves.thinned(whole, 0)
 
 
 def test_a_curve_says_its_landmarks_in_words_and_its_digits_in_a_table(guard, found, monkeypatch):

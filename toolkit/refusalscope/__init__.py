@@ -32,12 +32,23 @@ if TYPE_CHECKING:
     from refusalscope.capture import capture
     from refusalscope.claims import Claim, claim
     from refusalscope.cosmic import CosmicChoice, cosmic
+    from refusalscope.diagnosis import Diagnosis, diagnose
     from refusalscope.effect import Baseline, Effect, baseline, effect, mean_margin, placebo_effects
     from refusalscope.errors import MeasurementError, RefusalscopeError
     from refusalscope.instrument import Instrument, check_instrument
     from refusalscope.interventions import ablate, add
     from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
-    from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
+    from refusalscope.model import (
+        Chat,
+        ChatModel,
+        Families,
+        Family,
+        RefusalTokens,
+        discover_refusal_tokens,
+        families,
+        given_refusal_tokens,
+        load,
+    )
     from refusalscope.objective import interchange_objective, rdo_objective
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
@@ -57,14 +68,18 @@ __all__ = [
     "Attack",
     "Baseline",
     "Candidates",
+    "Chat",
     "ChatModel",
     "Choice",
     "Claim",
     "Comparison",
     "ContrastSet",
     "CosmicChoice",
+    "Diagnosis",
     "Effect",
     "Estimate",
+    "Families",
+    "Family",
     "GuardrailCard",
     "Instrument",
     "MeasurementError",
@@ -87,8 +102,10 @@ __all__ = [
     "cosmic",
     "cross_entropy",
     "curves",
+    "diagnose",
     "discover_refusal_tokens",
     "effect",
+    "families",
     "figures",
     "frames",
     "given_refusal_tokens",
@@ -141,12 +158,23 @@ _HOMES = {
     "capture": ("capture",),
     "claims": ("Claim", "claim"),
     "cosmic": ("CosmicChoice", "cosmic"),
+    "diagnosis": ("Diagnosis", "diagnose"),
     "effect": ("Baseline", "Effect", "baseline", "effect", "mean_margin", "placebo_effects"),
     "errors": ("MeasurementError", "RefusalscopeError"),
     "instrument": ("Instrument", "check_instrument"),
     "interventions": ("ablate", "add"),
     "metrics": ("Openings", "cross_entropy", "kl", "margin", "next_token", "opening_margin"),
-    "model": ("ChatModel", "RefusalTokens", "discover_refusal_tokens", "given_refusal_tokens", "load"),
+    "model": (
+        "Chat",
+        "ChatModel",
+        "Families",
+        "Family",
+        "RefusalTokens",
+        "discover_refusal_tokens",
+        "families",
+        "given_refusal_tokens",
+        "load",
+    ),
     "objective": ("interchange_objective", "rdo_objective"),
     "organisms": ("language",),
     "outcomes": ("outcomes",),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -14,6 +15,8 @@ from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
 from refusalscope.prompts import Prompts
 from refusalscope.stats import Estimate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -54,11 +57,14 @@ def thinned(before: Baseline, per_label: int) -> Baseline:
     """Returns the baseline of about ``per_label`` prompts of each label, as many from each cluster; no forwards.
 
     Within a cluster they are evenly spaced, in their order, so that categories that follow one another are all there; a
-    cluster with fewer keeps them all. Suppression is then in units of the gap between the prompts that were kept.
+    cluster with fewer keeps them all. Where there are more clusters than ``per_label``, that many of them keep one
+    prompt each. Suppression is then in units of the gap between the prompts that were kept.
 
     Raises:
-        MeasurementError: when that leaves less than one prompt per cluster.
+        MeasurementError: when not one prompt of each label is to be kept.
     """
+    if per_label < 1:
+        raise MeasurementError(f"{per_label} prompts per label leave nothing to measure. Keep one at least.")
     kept = {label: _spread(part, per_label) for label, part in _labelled(before).items()}
     restricted, harmless = kept["restricted"], kept["harmless"]
     rows = [before.prompts.restricted[i] for i in restricted] + [before.prompts.harmless[i] for i in harmless]
@@ -80,12 +86,10 @@ def _spread(prompts: Sequence, per_label: int) -> list[int]:
     places: dict[str, list[int]] = {}
     for i, row in enumerate(prompts):
         places.setdefault(row.cluster, []).append(i)
-    each = per_label // len(places)
-    if each < 1:
-        raise MeasurementError(f"{per_label} prompts per label are fewer than the {len(places)} clusters. Keep more.")
-    return sorted(i for there in places.values() for i in _even(there, each))
+    clusters = [places[name] for name in _even(list(places), per_label)]
+    return sorted(i for there in clusters for i in _even(there, per_label // len(clusters)))
 
 
-def _even(rows: Sequence[int], count: int) -> list[int]:
+def _even(rows: Sequence[T], count: int) -> list[T]:
     """Returns ``count`` of the rows, the first of each of as many equal stretches; all where there are fewer."""
     return [rows[step * len(rows) // count] for step in range(count)] if count < len(rows) else list(rows)

@@ -11,7 +11,9 @@ from refusalscope.locators.logistic import logistic
 from refusalscope.locators.mean_difference import mean_difference
 from refusalscope.locators.mean_differences import mean_differences
 from refusalscope.locators.paired_pca import paired_pca
+from refusalscope.locators.standardised import standardised
 from refusalscope.locators.whitened import whitened
+from refusalscope.locators.winsorised import winsorised
 
 __all__ = [
     "cone",
@@ -22,5 +24,7 @@ __all__ = [
     "mean_difference",
     "mean_differences",
     "paired_pca",
+    "standardised",
     "whitened",
+    "winsorised",
 ]

@@ -10,6 +10,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from refusalscope.curves import extrapolated
+from refusalscope.diagnosis import estimated_diagnose_cost
 from refusalscope.errors import MeasurementError
 from refusalscope.instrument import Instrument, check_instrument
 from refusalscope.model import ChatModel
@@ -19,6 +20,7 @@ from refusalscope.report.stages import Found, measure_all, most_described
 from refusalscope.report.verdict import not_shown, verdict
 from refusalscope.results import GuardrailCard
 from refusalscope.results.facts import (
+    diagnosis_facts,
     effect_facts,
     margins,
     model_facts,
@@ -94,7 +96,8 @@ def estimated_measure_cost(
     family = (cells + 11) * located + attacks * (len(prompts.select) + reported) + plan.placebos * reported
     rule_choice = estimated_cost(model, prompts.select, rule=rule) + (1 + plan.curve_placebos) * reported
     shared = 4 * located + len(prompts.select) + 2 * reported
-    return shared + family + rule_choice + most_described(model, prompts, plan=plan)
+    described = most_described(model, prompts, plan=plan) + estimated_diagnose_cost(model, prompts)
+    return shared + family + rule_choice + described
 
 
 def _card(
@@ -117,7 +120,11 @@ def _card(
         versions=versions(),
         plan=plan.name,  # pyright: ignore[reportArgumentType]
         verdict=verdict(
-            found.optionality, name=facts_of_model.name, instrument=checked, problems=tuple(found.problems.values())
+            found.optionality,
+            name=facts_of_model.name,
+            instrument=checked,
+            problems=tuple(found.problems.values()),
+            diagnosis=found.diagnosis,
         ),
         refusal_tokens=None if found.refusal is None else refusal_facts(found.refusal),
         baseline=None if found.before is None else margins(found.before),
@@ -129,6 +136,7 @@ def _card(
         cost=None if found.steps is None else cost_facts(found.steps, extrapolated(), note=COST_NOTE),
         attack_family=(plan.family,),
         instrument_check=checked,
+        diagnosis=None if found.diagnosis is None else diagnosis_facts(found.diagnosis),
         missing=tuple(one_line(line, longest=LONGEST_LINE) for line in (*missing, *plan.left_out)),
         not_shown=not_shown(plan, shares_clusters=prompts.shares_clusters),
         pf=found.pf,

@@ -14,11 +14,12 @@ from refusalscope import curves, transfer
 from refusalscope.activations import ContrastActivations
 from refusalscope.capture import capture
 from refusalscope.curves import Curve, Sampling
+from refusalscope.diagnosis import Diagnosis, diagnose
 from refusalscope.effect import Baseline, Effect, baseline, effect, placebo_effects
 from refusalscope.errors import InterventionError, MeasurementError, SelectionError
 from refusalscope.locators import mean_difference, mean_differences
 from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens
-from refusalscope.optionality import Optionality, measured
+from refusalscope.optionality import Optionality, judge, measured
 from refusalscope.organisms.language import language
 from refusalscope.placebo import random_like
 from refusalscope.prompts import ContrastSet, Prompts
@@ -59,9 +60,16 @@ class Found:
     curves: list[Curve] = field(default_factory=list)
     transfer: pd.DataFrame | None = None
     steps: pd.DataFrame | None = None
+    diagnosis: Diagnosis | None = None
     problems: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     pf: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """True where there is no verdict, or the rule chose nothing: where the reason is wanted."""
+        undetermined = self.optionality is None or judge(self.optionality).state == "undetermined"
+        return self.choice is None or undetermined
 
     def run(self, stage: str, work: Callable[[], tuple[T, float]]) -> T | None:
         """Returns what a stage made, having counted its prompt-forwards; None where it failed, and why is kept."""
@@ -84,14 +92,20 @@ def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rul
     """Returns everything a plan asks for; what needs an earlier stage that failed is not tried."""
     found = Found(bar=bar)
     ground = _ground(found, model, prompts, plan=plan)
-    if ground is None:
-        return found
-    _judge(found, ground, prompts, plan=plan, rule=rule, seed=seed)
-    if found.choice is not None:
-        _describe(found, ground, found.choice, prompts, plan=plan, seed=seed)
-    else:
-        found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
+    if ground is not None:
+        _judge(found, ground, prompts, plan=plan, rule=rule, seed=seed)
+        if found.choice is not None:
+            _describe(found, ground, found.choice, prompts, plan=plan, seed=seed)
+        else:
+            found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
+    if found.is_open:
+        found.diagnosis = found.run("diagnosis", lambda: _diagnosed(model, prompts, rule=rule, seed=seed))
     return found
+
+
+def _diagnosed(model: ChatModel, prompts: ContrastSet, *, rule: Rule, seed: int) -> tuple[Diagnosis, float]:
+    made = diagnose(model, prompts, rule=rule, seed=seed)
+    return made, made.pf
 
 
 def most_described(model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from refusalscope.diagnosis import Diagnosis
 from refusalscope.optionality import Optionality, judge
 from refusalscope.report.plan import Plan
 from refusalscope.results.facts import one_line
@@ -11,20 +12,27 @@ from refusalscope.results.parts import LONGEST_LINE, InstrumentCheck, Verdict
 
 
 def verdict(
-    found: Optionality | None, *, name: str, instrument: InstrumentCheck, problems: Sequence[str] = ()
+    found: Optionality | None,
+    *,
+    name: str,
+    instrument: InstrumentCheck,
+    problems: Sequence[str] = (),
+    diagnosis: Diagnosis | None = None,
 ) -> Verdict:
     """Returns what the worst case over the attack family allows to say (``optionality.judge``).
 
     Args:
         found: None where the measurement ended before it, and then ``problems`` says why.
         instrument: a check that failed leaves every verdict ``undetermined``.
+        diagnosis: why the model does not fit the picture, the last of the reasons of an ``undetermined`` verdict.
     """
     failed = [f"the instrument check failed: {instrument.why}"] if instrument.state == "failed" else []
     if found is None:
         sentence = f"The measurement ended early, so nothing is said about the guardrail of {name}."
-        return Verdict("undetermined", sentence, tuple(map(_line, [*failed, *problems])))
+        return Verdict("undetermined", sentence, tuple(map(_line, [*failed, *problems, *_named(diagnosis)])))
     judged = judge(found, obstacles=failed)
-    return Verdict(judged.state, _line(judged.sentence), tuple(map(_line, judged.reasons)))
+    why = _named(diagnosis) if judged.state == "undetermined" else ()
+    return Verdict(judged.state, _line(judged.sentence), tuple(map(_line, [*judged.reasons, *why])))
 
 
 def not_shown(plan: Plan, *, shares_clusters: bool) -> tuple[str, ...]:
@@ -41,6 +49,10 @@ def not_shown(plan: Plan, *, shares_clusters: bool) -> tuple[str, ...]:
         "Placebos are random subspaces picked on report itself. Curves and transfer are of one located direction.",
         *((shared,) if shares_clusters else ()),
     )
+
+
+def _named(diagnosis: Diagnosis | None) -> tuple[str, ...]:
+    return () if diagnosis is None else (f"diagnosis: {diagnosis.claim}",)
 
 
 def _line(text: str) -> str:

@@ -10,12 +10,17 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from refusalscope.diagnosis import Diagnosis, Exact, Finding
 from refusalscope.effect import Baseline, Effect, mean_margin
 from refusalscope.model import ChatModel, RefusalTokens, rendered_digest
 from refusalscope.prompts import ContrastSet
 from refusalscope.prompts.prompt import LABELS, SPLITS
 from refusalscope.results.parts import (
+    LONGEST_LINE,
+    DiagnosisFacts,
     EffectFacts,
+    ExactFacts,
+    FindingFacts,
     Margins,
     ModelFacts,
     NearTie,
@@ -73,7 +78,8 @@ def selected(choice: Choice) -> Selected:
 def model_facts(model: ChatModel) -> ModelFacts:
     """Returns the origin of a model, its name on one line."""
     origin = model.origin.to_dict()
-    return ModelFacts(**{**origin, "name": one_line(model.origin.name)})  # pyright: ignore[reportArgumentType]
+    named = {**origin, "name": one_line(model.origin.name), "thinking": model.template.thinking}
+    return ModelFacts(**named)  # pyright: ignore[reportArgumentType]
 
 
 def prompt_facts(model: ChatModel, prompts: ContrastSet) -> PromptFacts:
@@ -120,6 +126,12 @@ def effect_facts(found: Effect) -> EffectFacts:
     )
 
 
+def diagnosis_facts(found: Diagnosis) -> DiagnosisFacts:
+    """Returns a diagnosis with its findings and the numbers behind each."""
+    claim = one_line(found.claim, longest=LONGEST_LINE)
+    return DiagnosisFacts(claim=claim, fits=found.fits, findings=tuple(map(_finding, found.findings)), pf=found.pf)
+
+
 def value(estimate: Estimate) -> Value:
     """Returns an estimate as it is stored."""
     return Value(**{**estimate.to_dict(), "interval": estimate.interval})
@@ -139,6 +151,22 @@ def one_line(text: str, *, longest: int = LONGEST_NAME) -> str:
 def _cells(frame: pd.DataFrame, column: str) -> Sequence[tuple[Cell, Any]]:
     rows = zip(frame["layer"], frame["position"], frame[column], strict=True)
     return [(Cell(int(layer), int(position)), entry) for layer, position, entry in rows]
+
+
+def _finding(one: Finding) -> FindingFacts:
+    texts = {key: one_line(getattr(one, key), longest=LONGEST_LINE) for key in ("sentence", "reason", "action")}
+    numbers = {one_line(name): number for name, number in one.numbers.items()}
+    return FindingFacts(
+        name=one.name,
+        state=one.state,
+        **texts,
+        estimated={name: value(number) for name, number in numbers.items() if isinstance(number, Estimate)},
+        counted={
+            name: ExactFacts(number.to_dict()["value"], number.n, number.of)
+            for name, number in numbers.items()
+            if isinstance(number, Exact)
+        },
+    )
 
 
 def _scored(choice: Choice, cell: Cell, reason: str) -> ScoredCell:

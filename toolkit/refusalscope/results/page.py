@@ -77,6 +77,7 @@ def _view(record: Record) -> dict[str, Any]:
         "steps": [] if record["cost"] is None else [_step(step) for step in record["cost"]["steps"]],
         "larger": [] if record["cost"] is None else [_larger(one) for one in record["cost"]["larger"]],
         "effects": [] if effect is None else [_effect_row(effect, *about) for about in EFFECTS],
+        "findings": [] if record["diagnosis"] is None else [_finding(one) for one in record["diagnosis"]["findings"]],
         "spread": "" if effect is None else _spread(effect),
         "margins": [] if baseline is None else [_named(label, baseline[label]) for label in ("restricted", "harmless")],
         "scores": [] if selection is None else _scores(selection),
@@ -87,6 +88,15 @@ def _view(record: Record) -> dict[str, Any]:
         "short": _short,
         "minus": _minus,
     }
+
+
+def _finding(one: Record) -> dict[str, Any]:
+    counted = [f"{name}: {_plain(x['value'])} (n = {x['n']} {x['of']})" for name, x in one["counted"].items()]
+    return {**one, "numbers": [_named(name, number) for name, number in one["estimated"].items()], "counts": counted}
+
+
+def _plain(number: float | None) -> str:
+    return "–" if number is None else _minus(f"{number:.3g}")
 
 
 def _optionality_row(found: Record, key: str, name: str, about: str) -> dict[str, Any]:
@@ -179,7 +189,7 @@ def _named(name: str, value: Record) -> dict[str, Any]:
     """A stored value as text: rounded to two significant digits of its interval's width."""
     number, interval = value["value"], value["interval"]
     digits = _decimals(interval or [number or 0.0])
-    spelled = "–" if number is None else _fixed(number, digits) if interval else _minus(f"{number:.3g}")
+    spelled = _fixed(number, digits) if interval and number is not None else _plain(number)
     return {
         "name": name,
         "value": spelled,

@@ -49,7 +49,10 @@ class Value(Score):
 
 @dataclass(frozen=True, config=CLOSED)
 class ModelFacts:
-    """Which model: names and digests, never a path."""
+    """Which model: names and digests, never a path.
+
+    ``thinking`` says how a thought before the answer was dealt with: switched off, closed empty, or there is none.
+    """
 
     name: Short
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
@@ -59,6 +62,7 @@ class ModelFacts:
     dtype: Short
     device: Short
     architecture: Short
+    thinking: Literal["off", "closed", "absent"]
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -189,6 +193,38 @@ class EffectFacts:
     kl_p95: float
     kl_top_share: Share
     placebo: dict[Literal["bypass", "suppression", "kl"], PlaceboFacts]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ExactFacts:
+    """A number that is counted, not estimated: ``value``, out of or over ``n`` of something."""
+
+    value: float | None
+    n: Count
+    of: Short
+
+
+@dataclass(frozen=True, config=CLOSED)
+class FindingFacts:
+    """One way in which a model may not fit the picture, whether it does, on which numbers, and what to do."""
+
+    name: Short
+    state: Literal["fired", "clear", "cannot tell", "invalid"]
+    sentence: Line
+    reason: Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=LONGEST_LINE)]
+    action: Line
+    estimated: Annotated[dict[Short, Value], Field(max_length=30)]
+    counted: Annotated[dict[Short, ExactFacts], Field(max_length=30)]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class DiagnosisFacts:
+    """Why a model does not fit the picture of a refusal direction, or that nothing was found in the way."""
+
+    claim: Line
+    fits: bool
+    findings: Annotated[tuple[FindingFacts, ...], Field(min_length=1, max_length=MAX_LINES)]
+    pf: Cost
 
 
 @dataclass(frozen=True, config=CLOSED)

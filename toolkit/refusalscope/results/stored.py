@@ -14,6 +14,7 @@ from refusalscope.results.family import OptionalityFacts
 from refusalscope.results.files import CLOSED, read_result, to_json, to_record, write_text
 from refusalscope.results.parts import (
     Cost,
+    DiagnosisFacts,
     EffectFacts,
     InstrumentCheck,
     Lines,
@@ -58,6 +59,8 @@ class GuardrailCard(Measured):
         selection: that choice, on the ``select`` split; None where nothing was chosen.
         curves, transfer: of the rule's choice, on part of the ``report`` split.
         cost: what locating and ablating that choice took, step by step.
+        diagnosis: why the model does not fit the picture; looked for where the verdict is ``undetermined`` or the rule
+            chose nothing, None otherwise.
         missing: what could not be measured or is not part of the plan, and why.
         pf, seconds: prompt-forwards of the stages that finished, and wall-clock time.
 
@@ -78,6 +81,7 @@ class GuardrailCard(Measured):
     cost: CostFacts | None
     attack_family: Annotated[Lines, Field(min_length=1)]
     instrument_check: InstrumentCheck
+    diagnosis: DiagnosisFacts | None
     missing: Lines
     not_shown: Annotated[Lines, Field(min_length=1)]
     pf: Cost

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from conftest import ORGANISMS
-from refusalscope import baseline, capture, cli, cli_diagnose, interventions, locate, placebo_effects, select, stats
+from refusalscope import baseline, capture, cli, interventions, locate, placebo_effects, select, stats
 from refusalscope.activations import ContrastActivations, Moments
 from refusalscope.diagnosis import Diagnosis, Exact, Finding, diagnose, estimated_diagnose_cost
 from refusalscope.diagnosis import watching as watching_module
@@ -573,43 +572,35 @@ def test_the_same_seed_gives_the_same_numbers(guarded, prompts):
 
 
 @pytest.fixture(scope="module")
-def app() -> typer.Typer:
-    made = typer.Typer(cls=cli.OneLine, **cli.PLAIN)
-    made.command()(cli_diagnose.diagnose)
-    made.command("other")(lambda: None)  # a single command would swallow its own name
-    return made
-
-
-@pytest.fixture(scope="module")
 def file(prompts, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "few.jsonl"
     path.write_text("\n".join(json.dumps(vars(row)) for row in prompts.prompts) + "\n", encoding="utf-8")
     return path
 
 
-def test_the_command_prints_the_record_and_nothing_else(app, file, guarded, prompts):
-    result = CliRunner().invoke(app, ["diagnose", str(ORGANISMS / "guarded-0"), str(file), "--json"])
+def test_the_command_prints_the_record_and_nothing_else(file, guarded, prompts):
+    result = CliRunner().invoke(cli.app, ["diagnose", str(ORGANISMS / "guarded-0"), "--prompts", str(file), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads(json.dumps(diagnose(guarded, prompts).to_dict()))
     assert "prompt-forwards" in result.stderr
 
 
-def test_the_command_says_what_to_do_and_takes_neutral_text(app, file, tmp_path):
+def test_the_command_says_what_to_do_and_takes_neutral_text(file, tmp_path):
     texts = tmp_path / "neutral.txt"
-    texts.write_text("zari fazi zulise dasage lumoro .\n" * 6, encoding="utf-8")
-    words = ["diagnose", str(ORGANISMS / "unguarded"), str(file), "--neutral", str(texts)]
-    result = CliRunner().invoke(app, words)
+    texts.write_text("# a comment is no passage\n" + "zari fazi zulise dasage lumoro .\n" * 6, encoding="utf-8")
+    words = ["diagnose", str(ORGANISMS / "unguarded"), "--prompts", str(file), "--neutral", str(texts)]
+    result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output
     assert "does not refuse" in result.stdout
     assert "to do: Give prompts that this model declines" in result.stdout
 
 
-def test_files_that_hold_nothing_are_one_line(app, file, tmp_path):
+def test_files_that_hold_nothing_are_one_line(file, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     for name, said in (("empty.txt", "holds no text"), ("bytes.txt", "UTF-8"), ("nowhere.txt", "No such file")):
-        words = ["diagnose", str(ORGANISMS / "unguarded"), str(file), "--neutral", str(tmp_path / name)]
-        result = CliRunner().invoke(app, words)
+        words = ["diagnose", str(ORGANISMS / "unguarded"), "--prompts", str(file), "--neutral", str(tmp_path / name)]
+        result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 1
         assert said in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1

@@ -27,7 +27,9 @@ ROOMS: dict[str, int] = {
     "diagnosis": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
     "cli_diagnose": 6,
-    **dict.fromkeys(("figures", "figure_record", "reproduce", "cli", "cli_organisms", "cli_families", "__main__"), 6),
+    **dict.fromkeys(
+        ("figures", "figure_record", "reproduce", "cli", "cli_options", "cli_organisms", "cli_families", "__main__"), 6
+    ),
 }
 STRANGERS = {frozenset({"interventions", "metrics"})}
 

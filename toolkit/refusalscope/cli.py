@@ -1,10 +1,9 @@
-"""The command line: select, replay, card and organisms. Anticipated errors are one line on stderr, no traceback."""
+"""The command line. Anticipated errors are one line on stderr, no traceback."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import warnings
 from dataclasses import replace
 from enum import StrEnum
@@ -14,8 +13,26 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from refusalscope import cli_organisms
-from refusalscope.errors import ModelError, RefusalscopeError, ResultError
+from refusalscope import cli_diagnose, cli_estimate, cli_families, cli_organisms
+from refusalscope.cli_options import (
+    AsJson,
+    Device,
+    Dtype,
+    DtypeName,
+    ModelName,
+    OutFolder,
+    PromptFile,
+    Revision,
+    Seed,
+    System,
+    TemplateFile,
+    announce,
+    check_folder,
+    loaded,
+    say,
+    spent,
+)
+from refusalscope.errors import RefusalscopeError
 
 PLAIN = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False, "no_args_is_help": True}
 
@@ -57,24 +74,6 @@ class ModeName(StrEnum):
     map = "map"
 
 
-class DtypeName(StrEnum):
-    """Number format of the parameters."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face format, or a Hub id.")]
-PromptFile = Annotated[Path, typer.Option("--prompts", metavar="FILE", help="A contrast set, .jsonl or .csv.")]
-OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if missing.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of placebos and resampling.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Revision = Annotated[str | None, typer.Option(metavar="COMMIT", help="Hub commit, 40 hexadecimal digits.")]
-Dtype = Annotated[DtypeName, typer.Option(help="Number format of the parameters.")]
-Device = Annotated[str | None, typer.Option(help="Where to run, such as cuda; the CPU unless given.")]
-
-
 @app.command()
 def select(
     model: ModelName,
@@ -85,6 +84,8 @@ def select(
     revision: Revision = None,
     dtype: Dtype = DtypeName.float32,
     device: Device = None,
+    template: TemplateFile = None,
+    system: System = None,
     as_json: AsJson = False,
 ) -> None:
     """Chooses one located candidate. The rule's scores, near-ties and cost go into selection.json.
@@ -100,7 +101,7 @@ def select(
     from refusalscope.selection import estimated_cost
 
     contrast = rs.ContrastSet.read(prompts)
-    chat = loaded(model, revision=revision, dtype=dtype, device=device)
+    chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
     announce(chat, 2 * len(contrast.locate) + estimated_cost(chat, contrast.select, mode=mode.value))
     refusal = rs.discover_refusal_tokens(chat, contrast.locate)
     candidates = rs.locate.mean_difference(*rs.capture(chat, contrast.locate))
@@ -118,6 +119,11 @@ def select(
     typer.echo(f"near-ties: {'; '.join(spelled) or 'none'}")
     typer.echo(f"cost: {spent(choice.pf_used, choice.pf_naive)}, {choice.seconds:.1f} seconds")
     typer.echo(f"wrote {path}")
+
+
+app.command()(cli_diagnose.diagnose)
+app.command()(cli_estimate.estimate)
+app.command()(cli_families.families)
 
 
 @app.command()
@@ -164,6 +170,8 @@ def card(
     revision: Revision = None,
     dtype: Dtype = DtypeName.float32,
     device: Device = None,
+    template: TemplateFile = None,
+    system: System = None,
     as_json: AsJson = False,
 ) -> None:
     """Measures a guardrail end to end. The verdict and its numbers go into card.json and card.html.
@@ -178,7 +186,7 @@ def card(
     from refusalscope.results.files import to_json
 
     contrast = rs.ContrastSet.read(prompts)
-    chat = loaded(model, revision=revision, dtype=dtype, device=device)
+    chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
     plan = PLANS["quick" if quick else "full"]
     plan = plan if placebos is None else replace(plan, placebos=placebos)
     announce(chat, estimated_measure_cost(chat, contrast, plan=plan))
@@ -219,42 +227,3 @@ def reproduce(
 def main() -> None:
     """Runs the command line."""
     app()
-
-
-def say(line: str) -> None:
-    """Prints one line on stderr, under the program's name; control characters of file names are spelled out."""
-    spelled = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(line.split()))
-    typer.echo(f"refusalscope: {spelled}", err=True)
-
-
-def check_folder(folder: Path) -> None:
-    """Raises ResultError when a folder cannot be written or made: before the work rather than after it."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise ResultError(f"{folder}: cannot be written ({there} is not a folder).")
-    if not os.access(there, os.W_OK):
-        raise ResultError(f"{folder}: cannot be written (no permission in {there}).")
-
-
-def loaded(model: str, *, revision: str | None, dtype: DtypeName, device: str | None):
-    """Returns the chat model. Raises ModelError for a device this machine does not have."""
-    import torch
-
-    from refusalscope.model import load
-
-    try:
-        torch.empty(0, device=device or "cpu")
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    return load(model, revision=revision, dtype=getattr(torch, dtype.value), device=device)
-
-
-def announce(chat, pf: float) -> None:
-    """Says on stderr what a measurement will take at the most, before it runs."""
-    weights = sum(value.numel() * value.element_size() for value in chat.bridge.parameters()) / 1e6
-    say(f"{chat.origin.name}: at most {pf:,.0f} prompt-forwards; {weights:,.1f} MB of weights on {chat.origin.device}")
-
-
-def spent(used: float, naive: float) -> str:
-    """Returns a cost beside that of a full sweep."""
-    return f"{used:,.0f} prompt-forwards of {naive:,.0f} in a full sweep"

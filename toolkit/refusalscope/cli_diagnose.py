@@ -4,42 +4,55 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from refusalscope.cli_options import (
+    AsJson,
+    Device,
+    Dtype,
+    DtypeName,
+    ModelName,
+    PromptFile,
+    Revision,
+    Seed,
+    System,
+    TemplateFile,
+    announce,
+    loaded,
+)
 from refusalscope.errors import ResultError
 
 
 def diagnose(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face format, or a Hub id.")],
-    prompts: Annotated[Path, typer.Argument(metavar="PROMPTS", help="A contrast set, .jsonl or .csv.")],
+    model: ModelName,
+    prompts: PromptFile,
     neutral: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Neutral text, a passage per line, for the cross-entropy.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    revision: Annotated[str | None, typer.Option(metavar="COMMIT", help="Hub commit, 40 hexadecimal digits.")] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Number format of the parameters.")
-    ] = "float32",
-    device: Annotated[str | None, typer.Option(help="Where to run, such as cuda; the CPU unless given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")] = False,
+    seed: Seed = 0,
+    revision: Revision = None,
+    dtype: Dtype = DtypeName.float32,
+    device: Device = None,
+    template: TemplateFile = None,
+    system: System = None,
+    as_json: AsJson = False,
 ) -> None:
     """Says whether a model fits the picture, or which of six things is in the way, and what to do about it.
 
     \b
     Example:
-      refusalscope diagnose data/organisms/guarded-0 data/prompts/organism.jsonl
+      refusalscope diagnose data/organisms/guarded-0 --prompts data/prompts/organism.jsonl
     """
-    from refusalscope import cli
     from refusalscope.diagnosis import diagnose as diagnosed
     from refusalscope.diagnosis import estimated_diagnose_cost
     from refusalscope.prompts import ContrastSet
 
     contrast = ContrastSet.read(prompts)
     texts = None if neutral is None else _passages(neutral)
-    chat = cli.loaded(model, revision=revision, dtype=cli.DtypeName(dtype), device=device)
-    cli.announce(chat, estimated_diagnose_cost(chat, contrast, neutral=texts))
+    chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
+    announce(chat, estimated_diagnose_cost(chat, contrast, neutral=texts))
     found = diagnosed(chat, contrast, neutral=texts, seed=seed)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False, indent=1))
@@ -55,11 +68,12 @@ def diagnose(
 
 
 def _passages(file: Path) -> tuple[str, ...]:
-    """Returns the lines of a text file that hold anything. Raises ResultError where none does."""
+    """Returns the lines of a text file that hold anything but a comment (``#``). Raises ResultError where none does."""
     try:
-        lines = tuple(line for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
+        written = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ResultError(f"{file}: is not text in UTF-8. Save it as such.") from error
+    lines = tuple(line for line in written if line.strip() and not line.startswith("#"))
     if not lines:
         raise ResultError(f"{file}: holds no text. Give a passage per line.")
     return lines

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Format(StrEnum):
-    """Number format of the parameters."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+from refusalscope.cli_options import AsJson, Dtype, DtypeName, Revision
 
 
 def estimate(
@@ -25,7 +18,7 @@ def estimate(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="A contrast set; sizes are assumed without one.")
     ] = None,
-    dtype: Annotated[Format, typer.Option(help="Number format of the parameters.")] = Format.float32,
+    dtype: Dtype = DtypeName.float32,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Rows per forward.")] = None,
     device: Annotated[str, typer.Option(help="Whose speed is measured, such as cuda.")] = "cpu",
     flops: Annotated[
@@ -34,8 +27,8 @@ def estimate(
     share: Annotated[
         float | None, typer.Option("--share", min=1e-6, max=1.0, help="Share of that speed to count on.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(metavar="COMMIT", help="Hub commit, 40 hexadecimal digits.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")] = False,
+    revision: Revision = None,
+    as_json: AsJson = False,
 ) -> None:
     """Says what locating, selecting and a card will take: prompt-forwards, operations, memory, time.
 

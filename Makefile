@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-slow lab bench lint schema clean
+.PHONY: help setup reproduce test test-slow lab bench bench-shapes lint schema clean
 
 help: ## Say what each target does.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ lab: setup ## Open JupyterLab on the notebooks.
 
 bench: setup ## Measure speed against a naive sweep; prints ratios.
 	$(BIN)/python tests/benchmarks/selection_speed.py
+
+bench-shapes: setup ## Measure speed and memory in the shapes of chat models; all of them on a GPU.
+	$(BIN)/python tests/benchmarks/shape_speed.py
 
 clean: ## Remove the environment and everything built.
 	rm -rf .venv build .pytest_cache .ruff_cache

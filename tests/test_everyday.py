@@ -34,7 +34,7 @@ PAIRED, ORDINARY, NEUTRAL = "everyday.jsonl", "everyday_harmless.jsonl", "neutra
 CANARY = "a5a56091-b241-48f5-9cb7-34e7680d1ff5"
 PINNED = {  # `sha256sum`; change the text, run this gate, then pin it here and in SOURCES.md
     PAIRED: "ec21f71a745e3a977141f3bbc6c7882cc8681d894de7daf73f45d5ef93e3ad6e",
-    ORDINARY: "e327582a96f5985fa41428968f72e9965105e0ff79b60cc5b326902ce745b8bb",
+    ORDINARY: "a00f8056e8b490349904bb35c2289325afbcf11814307284b4fb6c95ec592355",
     NEUTRAL: "c1e67ea4d3dd953fbbbfca02a3a9d7e37ef32b61da204f1f714ac2b0cd59b6aa",
 }
 ASKED = r"(?:Could|Can|Would) you "

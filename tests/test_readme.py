@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -86,6 +87,27 @@ def accepted(words: list[str]) -> None:
     command.make_context("refusalscope", list(words))
 
 
+def test_the_readme_recipe_over_a_list_of_models_leaves_a_notebook_and_a_card_for_each(tmp_path):
+    (recipe,) = [block for block in blocks(text("README.md"), "sh") if "papermill" in block]
+    models = re.search(r"in (.*); do", recipe)
+    assert models is not None
+    names = [Path(model).name for model in models[1].split()]
+    assert len(names) > 1
+    (tmp_path / "data").symlink_to(ROOT / "data", target_is_directory=True)
+    for folder in ("build", "notebooks"):  # a linked folder would send what is written beside it into the checkout
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "notebooks" / "11_your_model.ipynb", tmp_path / "notebooks")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": path}
+    done = subprocess.run(["bash", "-e"], cwd=tmp_path, env=environment, input=recipe, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in names:
+        assert (tmp_path / "build" / f"{name}.ipynb").is_file()
+        card = GuardrailCard.read(tmp_path / "build" / name)
+        assert card.model.name == name
+        assert card.verdict.state in ("optional", "partly optional"), card.verdict.reasons
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_relative_link_and_image_exists(document):
     assert missing_links(text(document), ROOT) == []
@@ -117,7 +139,9 @@ def test_every_notebook_is_in_the_index():
 
 def test_every_recipe_is_in_the_organisms_table():
     section = text("README.md").split("## Organisms")[1].split("\n## ")[0]
-    assert {path.stem for path in (ROOT / "data" / "recipes").glob("*.toml")} <= set(re.findall(r"`([\w-]+)`", section))
+    folder = ROOT / "data" / "recipes"
+    recipes = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.toml")}
+    assert recipes <= set(re.findall(r"`([\w/-]+)`", section))
 
 
 def test_no_text_file_belongs_to_one_machine():

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from refusalscope.diagnosis import Diagnosis, diagnose
     from refusalscope.effect import Baseline, Effect, baseline, effect, mean_margin, placebo_effects
     from refusalscope.errors import MeasurementError, RefusalscopeError
+    from refusalscope.forecast import forecast
     from refusalscope.instrument import Instrument, check_instrument
     from refusalscope.interventions import ablate, add
+    from refusalscope.machine import measured_machine
     from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
     from refusalscope.model import (
         Chat,
@@ -107,6 +109,7 @@ __all__ = [
     "effect",
     "families",
     "figures",
+    "forecast",
     "frames",
     "given_refusal_tokens",
     "interchange_objective",
@@ -118,6 +121,7 @@ __all__ = [
     "margin",
     "mean_margin",
     "measure",
+    "measured_machine",
     "next_token",
     "opening_margin",
     "optionality",
@@ -161,8 +165,10 @@ _HOMES = {
     "diagnosis": ("Diagnosis", "diagnose"),
     "effect": ("Baseline", "Effect", "baseline", "effect", "mean_margin", "placebo_effects"),
     "errors": ("MeasurementError", "RefusalscopeError"),
+    "forecast": ("forecast",),
     "instrument": ("Instrument", "check_instrument"),
     "interventions": ("ablate", "add"),
+    "machine": ("measured_machine",),
     "metrics": ("Openings", "cross_entropy", "kl", "margin", "next_token", "opening_margin"),
     "model": (
         "Chat",

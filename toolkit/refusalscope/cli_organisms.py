@@ -28,7 +28,13 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe in data/recipes/, or a path to a .toml file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A recipe such as guarded-0 or families/llama, or a .toml file.",
+    ),
+]
 
 
 @app.command()
@@ -108,9 +114,13 @@ def list_() -> None:
 
 
 def recipes() -> dict[str, Path]:
-    """Returns the recipes by name: those below the working directory, then those of the checkout we run from."""
-    files = [*(CHECKOUT / RECIPES).glob("*.toml"), *RECIPES.glob("*.toml")]
-    return {file.stem: file for file in files}
+    """Returns the recipes by name, ``families/llama`` too: the checkout's, then those below the working directory."""
+    places = (CHECKOUT / RECIPES, RECIPES)
+    return {file.relative_to(place).with_suffix("").as_posix(): file for place in places for file in _toml(place)}
+
+
+def _toml(place: Path) -> list[Path]:
+    return sorted([*place.glob("*.toml"), *place.glob("*/*.toml")])
 
 
 def found_recipe(name: str) -> tuple[Path, Recipe]:
@@ -127,9 +137,11 @@ def found_recipe(name: str) -> tuple[Path, Recipe]:
 
 
 def default_folder(file: Path, name: str) -> Path:
-    """Returns data/organisms/ beside the folder the recipe is in, or below the working directory."""
-    beside = file.parent.name == RECIPES.name
-    return (file.parent.parent / ORGANISMS.name if beside else ORGANISMS) / name
+    """Returns the place in data/organisms/ that is the recipe's in data/recipes/, or below the working directory."""
+    for place in file.parents[:2]:
+        if place.name == RECIPES.name:
+            return place.parent / ORGANISMS.name / file.parent.relative_to(place) / name
+    return ORGANISMS / name
 
 
 def trained_and_measured(recipe: Recipe, folder: Path, *, progress: bool) -> OrganismCard:

@@ -22,7 +22,7 @@ class _Closed(BaseModel):
 class Architecture(_Closed):
     """Sizes of the transformer; ``family`` is the Hugging Face model type."""
 
-    family: Literal["qwen3"] = "qwen3"
+    family: Literal["qwen3", "llama", "gemma3_text", "deepseek_v3", "gpt_oss"] = "qwen3"
     hidden_size: int = Field(96, ge=16)
     intermediate_size: int = Field(256, ge=16)
     num_hidden_layers: int = Field(6, ge=6)
@@ -78,7 +78,7 @@ class Recipe(_Closed):
     ``base_seed`` are repeats of the guard on one base model, not of the whole training.
     """
 
-    name: str = Field(pattern=r"^[a-z]+(-[0-9]+)*$")
+    name: str = Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
     kind: Kind
     seed: int = Field(ge=0)
     base_seed: int = Field(0, ge=0)

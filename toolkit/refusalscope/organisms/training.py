@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from refusalscope.linalg import orthonormal
 from refusalscope.organisms.adapters import low_rank
+from refusalscope.organisms.architectures import config_of
 from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
 from refusalscope.organisms.language import language
 from refusalscope.organisms.lessons import Lessons
@@ -62,18 +63,7 @@ def write(model: PreTrainedModel, folder: Path | str) -> None:
 
 def fresh(recipe: Recipe) -> PreTrainedModel:
     """Returns an untrained model of the recipe's architecture; its weights depend on the recipe's base seed alone."""
-    made, sizes = tokenizer(), recipe.architecture.model_dump(exclude={"family"})
-    config = AutoConfig.for_model(
-        recipe.architecture.family,
-        **sizes,
-        vocab_size=len(made),
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=made.pad_token_id,
-        eos_token_id=made.eos_token_id,
-        bos_token_id=None,
-        architectures=["Qwen3ForCausalLM"],
-    )
+    config = config_of(recipe.architecture, tokenizer())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.base_seed)
         return AutoModelForCausalLM.from_config(config)

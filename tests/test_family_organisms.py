@@ -43,7 +43,7 @@ def test_the_guardrail_of_every_family_gets_a_verdict_that_random_subspaces_do_n
     card = rs.measure(rs.load(DATA / "organisms" / "families" / name), contrast, plan=SMALL, progress=False)
     assert card.instrument_check.state == "passed"
     assert card.verdict.state in ("optional", "partly optional"), card.verdict.reasons
-    assert card.optionality.bypass.interval[0] > card.optionality.placebo["bypass"].best
+    assert card.optionality.bypass.value > card.optionality.placebo["bypass"].best
 
 
 def test_a_name_without_its_folder_is_told_where_it_is():

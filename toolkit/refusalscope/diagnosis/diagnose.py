@@ -11,7 +11,7 @@ from refusalscope.capture import capture
 from refusalscope.diagnosis.cells import SELECTION, Searched, searched, selection
 from refusalscope.diagnosis.channels import CHANNEL, loud_channel
 from refusalscope.diagnosis.collapse import ABLATION, ablation
-from refusalscope.diagnosis.findings import Diagnosis, Finding
+from refusalscope.diagnosis.findings import FIRST, Diagnosis, Finding
 from refusalscope.diagnosis.margins import BASELINE, TOKENS, baseline_margin, refusal_tokens, stands
 from refusalscope.diagnosis.openings import OPENINGS
 from refusalscope.diagnosis.openings import openings as compared
@@ -43,7 +43,6 @@ NOT_ABLATED = "not asked: nothing was ablated"
 UNTOLD = "Nothing can be told about '{}'."
 CHECK_WEIGHTS = "Load the model in float32; if its margins stay so, its weights are damaged."
 IN_THE_REASON = "Do what the reason says."
-FIRST = "Settle the other findings first."
 RELOAD = "Load the model again; if it stays so, its architecture needs other hook sites."
 
 

@@ -16,6 +16,7 @@ from refusalscope.stats import MIN_CLUSTERS, Estimate
 State = Literal["fired", "clear", "cannot tell", "invalid"]
 Side = Literal["above", "below", "open"]
 GIVE_MORE = "Give more prompts, in at least five clusters per label and split."
+FIRST = "Settle the other findings first."
 NOTHING_TO_DO = "Nothing to do."
 BYPASS, MOST = "bypass rate", 0.5
 CARRIED: dict[Side, str] = {

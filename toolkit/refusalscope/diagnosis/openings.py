@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusalscope import stats
-from refusalscope.diagnosis.findings import GIVE_MORE, Exact, Finding, Number, side, why_open
+from refusalscope.diagnosis.findings import FIRST, GIVE_MORE, Exact, Finding, Number, side, why_open
 from refusalscope.diagnosis.replies import Replies
 from refusalscope.diagnosis.resampled import over_prompts, rank_correlation
 from refusalscope.effect import Baseline
@@ -71,7 +71,7 @@ def _judged(numbers: dict[str, Number], missing: str, *, ordered: bool) -> Findi
         return Finding(OPENINGS, "fired", sentence, numbers, action)
     if missing:
         sentence = "First-token margin and opening margin were not compared under ablation."
-        return Finding(OPENINGS, "cannot tell", sentence, numbers, GIVE_MORE, missing)
+        return Finding(OPENINGS, "cannot tell", sentence, numbers, FIRST, missing)
     if found.get(RANKS) == "above" and all(found[name] == "below" for name in (BEFORE, AFTER)):
         return Finding(OPENINGS, "clear", "First-token margin and opening margin agree.", numbers)
     sentence = "Whether first-token margin and opening margin disagree is open."

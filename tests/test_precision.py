@@ -29,6 +29,7 @@ from refusalscope.model import (
     discover_refusal_tokens,
     forward,
     load,
+    map_rows,
     placement,
 )
 from refusalscope.model import batching as memory
@@ -410,3 +411,14 @@ def test_a_forward_outside_that_function_is_caught():
     assert not forwards("def f():\n    def g(b):\n        return forward(m, b)\n    return map_rows(m, r, g)")
     for module in ("objective", "model.writes"):
         assert forwards((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+
+
+def test_prompts_of_unequal_length_have_margins_in_float64_and_they_are_those_of_float32(tiny_dir, texts):
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model = load(tiny_dir, dtype=dtype)
+        tokens = model.encode([*texts, f"{texts[0]} {texts[1]}"])
+        assert len({len(row) for row in tokens}) > 1
+        found[dtype] = map_rows(model, tokens, lambda batch, model=model: forward(model, batch)[:, 0])
+    assert found[torch.float64].dtype == torch.float64
+    torch.testing.assert_close(found[torch.float64].float(), found[torch.float32], atol=1e-4, rtol=1e-4)

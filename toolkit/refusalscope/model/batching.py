@@ -102,7 +102,7 @@ def map_rows(
     size, start, done, warned = model.batch_size if batch_size is None else batch_size, 0, [], False
     with tqdm(total=len(order), desc=progress, disable=progress is None, delay=LONG_SECONDS, file=sys.stderr) as bar:
         while start < len(order):
-            rows = order[start : start + size]
+            rows = _together(model, token_lists, order[start : start + size])
             values = _tried(function, _batch(model, token_lists, rows, reply_length=reply_length))
             if values is None:
                 size, warned = _halved(model, len(rows), warned=warned), True
@@ -123,6 +123,17 @@ def _longest_first(model: ChatModel, token_lists: Sequence[Sequence[int]]) -> li
         longest, limit = max(lengths), model.bridge.cfg.n_ctx
         raise MeasurementError(f"{model.origin.name}: a row has {longest} tokens and the context {limit}. Shorten it.")
     return sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+
+def _together(model: ChatModel, token_lists: Sequence[Sequence[int]], rows: Sequence[int]) -> Sequence[int]:
+    """Returns the first of some rows that may be padded to one length.
+
+    In float64 only rows of equal length: Hugging Face's eager attention masks with the least float64 and takes the
+    softmax in float32, where that is minus infinity, so that padding is NaN and spreads.
+    """
+    if model.dtype != torch.float64:
+        return rows
+    return [row for row in rows if len(token_lists[row]) == len(token_lists[rows[0]])]
 
 
 def _batch(model: ChatModel, token_lists: Sequence[Sequence[int]], rows: Sequence[int], *, reply_length: int) -> Batch:

@@ -51,8 +51,7 @@ def check_in_memory(bridge: TransformerBridge, *, name: str) -> None:
 
 def check_finite(model: ChatModel, token_lists: Sequence[Sequence[int]]) -> None:
     """Returns nothing; raises ModelError where logits of arbitrary tokens are not numbers: the dtype overflows."""
-    (batch,) = batches(model, token_lists, batch_size=len(token_lists))
-    if bool(forward(model, batch).isnan().any()):
+    if any(bool(forward(model, row).isnan().any()) for row in batches(model, token_lists, batch_size=1)):
         wider = model.dtype.itemsize < 4
         fix = "Load it with dtype=torch.bfloat16 or torch.float32." if wider else "Its weights are damaged; copy them."
         raise ModelError(f"{model.origin.name}: in {model.origin.dtype} its logits are not finite. {fix}")

@@ -21,7 +21,7 @@ help: ## Say what each target does.
 
 setup: .venv/.ready ## Make .venv with pinned dependencies.
 
-reproduce: setup ## Run every notebook in a fresh kernel, rewrite figures/, say what held. (about seven minutes)
+reproduce: setup ## Run every notebook in a fresh kernel, rewrite figures/, say what held. (about ten minutes)
 	$(BIN)/refusalscope reproduce
 
 test: setup lint ## Run everything that tests: pytest on the package, then nbval on every notebook.

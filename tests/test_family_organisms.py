@@ -13,6 +13,7 @@ from refusalscope.optionality import Menu
 DATA = Path(__file__).parents[1] / "data"
 SHIPPED = sorted(path.stem for path in (DATA / "recipes" / "families").glob("*.toml"))
 FAMILIES = {"deepseek-v3", "gemma3", "gpt-oss", "llama", "qwen3"}
+SPREAD_OUT = {"deepseek-v3"}  # its adapters wrote to nearly every layer: less of it is carried by few directions
 SMALL = rs.Plan(menu=Menu(best=2, doses=(1.0,)), placebos=19, curves=(), transfer=False)
 
 
@@ -43,7 +44,9 @@ def test_the_guardrail_of_every_family_gets_a_verdict_that_random_subspaces_do_n
     card = rs.measure(rs.load(DATA / "organisms" / "families" / name), contrast, plan=SMALL, progress=False)
     assert card.instrument_check.state == "passed"
     assert card.verdict.state in ("optional", "partly optional"), card.verdict.reasons
-    assert card.optionality.bypass.value > card.optionality.placebo["bypass"].best
+    worst = card.optionality.bypass
+    assert worst.value > card.optionality.placebo["bypass"].best
+    assert worst.interval[0] > (0.1 if name in SPREAD_OUT else 0.5)
 
 
 def test_a_name_without_its_folder_is_told_where_it_is():

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusalscope.activations import Activations, ContrastActivations, Moments
+from refusalscope.errors import InterventionError
 from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
@@ -18,7 +19,8 @@ def capture(model: ChatModel, prompts: Prompts, *, keep_each: bool = False) -> C
 
     Moments are streamed in float64, so memory does not grow with the number of prompts; ``keep_each`` keeps the single
     activations too (prompts × layers × positions × width floats), for label-shuffled placebos and separability.
-    Costs one prompt-forward per prompt. Raises MeasurementError when a class has no prompts.
+    Costs one prompt-forward per prompt. Raises MeasurementError when a class has no prompts, and
+    InterventionError when a site was not read in a forward.
     """
     return ContrastActivations(
         _captured(model, prompts.restricted, "restricted", keep_each=keep_each),
@@ -37,7 +39,10 @@ def _captured(model: ChatModel, prompts: Prompts, label: str, *, keep_each: bool
         return hook
 
     def rows(batch: Batch) -> Tensor:
+        seen.clear()
         forward(model, batch)
+        if unread := [site for layer, site in enumerate(model.sites.resid_pre) if layer not in seen]:
+            raise InterventionError(f"{model.origin.name}: the hook at {unread[0]} did not fire, so nothing was read.")
         stacked = torch.stack([seen[layer] for layer in range(model.n_layers)], dim=1)
         moments.add(stacked)
         return stacked if keep_each else torch.zeros(len(stacked))

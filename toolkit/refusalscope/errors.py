@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class RefusalscopeError(Exception):
@@ -35,7 +36,14 @@ class MeasurementError(RefusalscopeError):
 
 
 class SelectionError(RefusalscopeError):
-    """No candidate survives the selection rule. The message says which filter removed how many."""
+    """No candidate survives the selection rule. The message says which filter removed how many.
+
+    ``cells`` is the search's frame, a row per cell with its scores and reason; None where nothing was searched.
+    """
+
+    def __init__(self, message: str, *, cells: Any = None):
+        self.cells = cells
+        super().__init__(message)
 
 
 class ResultError(RefusalscopeError):

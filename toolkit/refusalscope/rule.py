@@ -88,7 +88,7 @@ def search(scorer: Scorer, cells: Sequence[Cell], *, rule: Rule, mode: Mode) -> 
     frame = ledger.frame(cells, rule)
     kept = frame.query("reason == 'kept'")
     if kept.empty:
-        raise SelectionError(diagnosis(frame, rule))
+        raise SelectionError(diagnosis(frame, rule), cells=frame)
     best = kept.sort_values("bypass", kind="stable").to_dict("records")[0]
     chosen = Cell(best["layer"], best["position"])
     frame["chosen"] = [Cell(*pair) == chosen for pair in zip(frame["layer"], frame["position"], strict=True)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 from refusalscope import stats
 from refusalscope.diagnosis.findings import Exact, Finding, Number
@@ -52,12 +53,15 @@ def searched(scorer: ModelScorer, cells: Sequence[Cell], *, rule: Rule) -> Searc
     """Returns the selection rule applied to ``cells``, whether or not one survives it."""
     try:
         found = search(scorer, cells, rule=rule, mode="winner")
-    except SelectionError:
-        reasons = {cell: _reason(scorer, cell, rule) for cell in cells}
+    except SelectionError as none:
+        reasons = _reasons(none.cells)
         return Searched(scorer, rule, reasons, _nearest(scorer, reasons), False, _spent(scorer))
-    rows = zip(found.cells["layer"], found.cells["position"], found.cells["reason"], strict=True)
-    reasons = {Cell(int(layer), int(position)): str(reason) for layer, position, reason in rows}
-    return Searched(scorer, rule, reasons, found.chosen, True, _spent(scorer))
+    return Searched(scorer, rule, _reasons(found.cells), found.chosen, True, _spent(scorer))
+
+
+def _reasons(cells: pd.DataFrame) -> Mapping[Cell, str]:
+    rows = zip(cells["layer"], cells["position"], cells["reason"], strict=True)
+    return {Cell(int(layer), int(position)): str(reason) for layer, position, reason in rows}
 
 
 def _spent(scorer: ModelScorer) -> float:
@@ -93,18 +97,6 @@ def _counts(reasons: Mapping[Cell, str]) -> list[tuple[str, int]]:
 def _mean(scorer: ModelScorer, kind: Kind, cell: Cell) -> float | None:
     values = scorer.values[kind].get(cell)
     return None if values is None else float(values.double().mean())
-
-
-def _reason(scorer: ModelScorer, cell: Cell, rule: Rule) -> str:
-    """The first filter, in the rule's order, that removes a cell; the words are those of a ``Search``."""
-    scores = {kind: _mean(scorer, kind, cell) for kind in KINDS}
-    if not rule.is_early(cell, scorer.n_layers):
-        return "late layer"
-    if any(score is not None and math.isnan(score) for score in scores.values()):
-        return "invalid"
-    if scores["induce"] is not None and not scores["induce"] > rule.induce_floor:
-        return "does not induce"
-    return "damages" if scores["kl"] is not None and not scores["kl"] < rule.kl_limit else "not needed"
 
 
 def _nearest(scorer: ModelScorer, reasons: Mapping[Cell, str]) -> Cell | None:

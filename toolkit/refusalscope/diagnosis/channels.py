@@ -11,8 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from refusalscope import stats
 from refusalscope.activations import ContrastActivations
@@ -25,6 +23,7 @@ from refusalscope.locators.standardised import difference_and_spread, in_spreads
 from refusalscope.locators.winsorised import winsorised
 from refusalscope.prompts import Prompts
 from refusalscope.rule import Cell
+from refusalscope.subspace import Candidates
 
 CHANNEL = "loud channel"
 # share = cos² of the angle to the channel's axis: above one half the direction is nearer to that axis than to all
@@ -44,15 +43,15 @@ def loud_channel(acts: ContrastActivations, cell: Cell, prompts: Prompts, *, see
     Raises MeasurementError for activations that are not finite, or fewer than two prompts of a class.
     """
     found, spread = difference_and_spread(*acts, locator="the diagnosis of loud channels")
-    row = (cell.layer, found.shape[1] + cell.position)
-    if mean_difference(*acts).is_empty(*cell):
+    row, plain = (cell.layer, found.shape[1] + cell.position), mean_difference(*acts)
+    if plain.is_empty(*cell):
         raise MeasurementError("The classes do not differ in the mean at the cell that was looked at.")
     here, channel = found[row], int(found[row].abs().argmax())
     numbers = _shares(acts, prompts, row, channel, seed=seed)
     effects = in_spreads(here, spread[row]).square()
     own = float(effects[channel] / effects.sum())
     numbers["share of that channel in standard deviations"] = Exact(own, sum(a.n for a in acts), "prompts")
-    numbers |= _variants(acts, cell) | _everywhere(found, acts)
+    numbers |= _variants(acts, plain, cell) | _everywhere(plain)
     share = numbers["top channel's share of the difference in means"]
     assert isinstance(share, stats.Estimate)
     return _judged(share, own, numbers)
@@ -98,9 +97,9 @@ def _shares(
     }
 
 
-def _variants(acts: ContrastActivations, cell: Cell) -> dict[str, Number]:
+def _variants(acts: ContrastActivations, plain: Candidates, cell: Cell) -> dict[str, Number]:
     """What the locators that do not heed loudness find there: their top share, and how far they are from the plain."""
-    plain, n = mean_difference(*acts).at(*cell).vectors[0], sum(part.n for part in acts)
+    here, n = plain.at(*cell).vectors[0], sum(part.n for part in acts)
     numbers: dict[str, Number] = {}
     for name, made in (
         ("standardised", standardised(*acts)),
@@ -112,15 +111,14 @@ def _variants(acts: ContrastActivations, cell: Cell) -> dict[str, Number]:
         other = made.at(*cell).vectors[0]
         numbers[f"{name}: top share"] = Exact(energy_share(other), n, "prompts")
         numbers[f"{name}: cosine with the plain one"] = Exact(
-            float(torch.cosine_similarity(plain, other, dim=0)), n, "prompts"
+            float(torch.cosine_similarity(here, other, dim=0)), n, "prompts"
         )
     return numbers
 
 
-def _everywhere(found: Float[Tensor, "layer pos d"], acts: ContrastActivations) -> dict[str, Number]:
-    candidates, places = mean_difference(*acts), found.shape[1]
-    real = [cell for cell in candidates.cells() if not candidates.is_empty(*cell)]
-    shares = [energy_share(found[layer, places + position]) for layer, position in real]
+def _everywhere(plain: Candidates) -> dict[str, Number]:
+    real = [cell for cell in plain.cells() if not plain.is_empty(*cell)]
+    shares = [energy_share(plain.at(*cell).vectors[0]) for cell in real]
     owned = sum(share > OWNED for share in shares)
     return {
         "cells owned by one channel": Exact(owned, len(real), "cells with a direction"),

@@ -30,6 +30,7 @@ from refusalscope.interventions import ablate
 from refusalscope.locators.mean_difference import mean_difference
 from refusalscope.metrics import Openings
 from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens
+from refusalscope.model.refusal_tokens import TOKENS_FOLLOW
 from refusalscope.prompts import ContrastSet
 from refusalscope.rule import Cell, Rule
 from refusalscope.scoring import ModelScorer
@@ -38,7 +39,6 @@ from refusalscope.subspace import NotExported
 
 ORDER = (BASELINE, TOKENS, CHANNEL, SELECTION, ABLATION, OPENINGS)
 NO_GUARDRAIL = "not asked: at baseline there is no refusal to locate"
-TOKENS_FOLLOW = " Nearest ("
 NOT_ABLATED = "not asked: nothing was ablated"
 UNTOLD = "Nothing can be told about '{}'."
 CHECK_WEIGHTS = "Load the model in float32; if its margins stay so, its weights are damaged."
@@ -86,7 +86,6 @@ class _Record(NotExported):
         except InterventionError as error:
             self.leave(names, str(error), invalid=True)
         except (MeasurementError, PromptError, ModelError) as error:
-            # What follows spells the first tokens of replies to restricted prompts, which stay out of results.
             self.leave(names, str(error).split(TOKENS_FOLLOW)[0], action=IN_THE_REASON)
 
     def or_else_all(self) -> AbstractContextManager[None]:

@@ -26,7 +26,7 @@ class Replies:
 
     Attributes:
         restricted, harmless: log-probabilities of the first response token.
-        opening_restricted, opening_harmless: opening margins in nats per token; None where no openings were given.
+        opening_restricted, opening_harmless: opening margins in nats per token.
         ce: cross-entropy of neutral texts in nats per token; None where there are none.
         pf: prompt-forwards spent.
     """

@@ -7,7 +7,6 @@ written. The module is changed by it, and cannot be saved afterwards.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import tempfile
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -15,10 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from refusalscope.model.chat import ChatModel, Origin
 from refusalscope.model.digests import tokenizer_digest
-from refusalscope.model.loading import PROBE_LENGTHS, _probe
-from refusalscope.model.placement import check_finite, check_in_memory
-from refusalscope.model.resume import resumes
-from refusalscope.model.sites import find_sites
+from refusalscope.model.loading import probed
+from refusalscope.model.placement import check_in_memory
 from refusalscope.model.template import find_template
 
 
@@ -45,8 +42,4 @@ def from_live(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, na
         device=str(bridge.cfg.device),
         architecture=str(bridge.cfg.architecture),
     )
-    sites = find_sites(bridge, _probe(bridge), name=name)
-    model = ChatModel(bridge, tokenizer, origin, template, sites)
-    ragged = [row[:length] for row, length in zip(_probe(bridge).tolist(), PROBE_LENGTHS, strict=True)]
-    check_finite(model, ragged)
-    return dataclasses.replace(model, can_resume=resumes(model, ragged))
+    return probed(bridge, tokenizer, origin, template)

@@ -77,9 +77,20 @@ def load(
     tokenizer = _tokenizer(source)
     template = find_template(tokenizer, name=source.name, chat=chat)
     bridge = _boot(source, tokenizer, dtype=dtype, device=device, device_map=device_map)
-    sites = find_sites(bridge, _probe(bridge), name=source.name)
-    model = ChatModel(bridge, tokenizer, _origin(source, bridge, tokenizer, template, dtype=dtype), template, sites)
-    ragged = [row[:length] for row, length in zip(_probe(bridge).tolist(), PROBE_LENGTHS, strict=True)]
+    return probed(bridge, tokenizer, _origin(source, bridge, tokenizer, template, dtype=dtype), template)
+
+
+def probed(
+    bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, origin: Origin, template: Template
+) -> ChatModel:
+    """Returns the chat model, after forwards of arbitrary tokens that find its sites and what it can do.
+
+    Raises:
+        ModelError: for no usable hook sites, or logits that are not finite.
+    """
+    probe = _probe(bridge)
+    model = ChatModel(bridge, tokenizer, origin, template, find_sites(bridge, probe, name=origin.name))
+    ragged = [row[:length] for row, length in zip(probe.tolist(), PROBE_LENGTHS, strict=True)]
     check_finite(model, ragged)
     return dataclasses.replace(model, can_resume=resumes(model, ragged))
 

@@ -18,6 +18,7 @@ from refusalscope.prompts import Prompts
 
 LEAST_MASS, LEAST_RATIO = 0.02, 5.0
 SHOWN = 5
+TOKENS_FOLLOW = " Nearest ("  # in an error; from here on it spells first tokens, which stay out of results (C5)
 SPACES = ("", "▁", "Ġ")  # none, and how pieces and bytes spell one
 
 
@@ -144,6 +145,6 @@ def _diagnosis(model: ChatModel, restricted: Tensor, harmless: Tensor) -> str:
     table = ", ".join(f"{token}{restricted[i]:.3f} and {harmless[i]:.3f}" for token, i in masses)
     needed = f"at least {LEAST_MASS} on restricted prompts and {LEAST_RATIO:g} times the harmless mass"
     return (
-        f"{model.origin.name}: no first token has {needed}. Nearest (restricted and harmless mass): {table}. "
+        f"{model.origin.name}: no first token has {needed}.{TOKENS_FOLLOW}restricted and harmless mass): {table}. "
         "Either the model does not refuse these prompts, or its refusals begin like its answers: give the tokens."
     )

@@ -19,6 +19,7 @@ from refusalscope.effect import Baseline, Effect, baseline, effect, placebo_effe
 from refusalscope.errors import InterventionError, MeasurementError, SelectionError
 from refusalscope.locators import mean_difference, mean_differences
 from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens
+from refusalscope.model.refusal_tokens import TOKENS_FOLLOW
 from refusalscope.optionality import Optionality, judge, measured
 from refusalscope.organisms.language import language
 from refusalscope.placebo import random_like
@@ -29,7 +30,6 @@ from refusalscope.selection import Choice, select
 from refusalscope.subspace import NotExported, Subspace
 from refusalscope.transfer import Grouping, Sources
 
-TOKENS_FOLLOW = " Nearest ("
 COMPLIANT_OPENING = "Sure, here is how you can do that. First of all, make sure that you have"
 MOST_RANKS, MOST_GROUPS = 8, 12
 SHUFFLED = 9
@@ -78,7 +78,6 @@ class Found:
         try:
             made, pf = work()
         except (MeasurementError, SelectionError, InterventionError) as error:
-            # What follows spells the first tokens of replies to restricted prompts, which stay out of results (C5).
             self.problems[stage] = str(error).split(TOKENS_FOLLOW)[0]
             return None
         finally:

@@ -224,6 +224,32 @@ def test_fewer_than_five_clusters_give_a_value_without_interval_and_no_verdict(g
     assert found.optionality.bypass.interval is None
 
 
+@pytest.mark.parametrize(
+    ("name", "clusters", "diagnosed"),
+    [("guarded-0", "0123456789", False), ("guarded-0", "058", True), ("unguarded", "058", True)],
+    ids=["no diagnosis", "every stage and a diagnosis", "a diagnosis instead of most stages"],
+)
+def test_the_progress_bar_ends_at_its_total(organism, prompts, monkeypatch, name, clusters, diagnosed):
+    bars, moves = [], []
+
+    class Kept(card.tqdm):
+        def __init__(self, **how):
+            super().__init__(**how)
+            bars.append(self)
+
+        def update(self, n=1):
+            moves.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(card, "tqdm", Kept)
+    plan = replace(SMALL, curves=("dose",), transfer=False)
+    some = of(prompts, lambda row: row.cluster[-1] in clusters)
+    found = measure(organism(name), some, plan=plan, rule=ANY_INDUCTION, instrument=PASSED)
+    assert [bar.n for bar in bars] == [bars[0].total] == [plan.stages]
+    assert all(n >= 0 for n in moves), "no stage was counted twice, or left out of the total"
+    assert (found.diagnosis is not None) == diagnosed
+
+
 @pytest.mark.parametrize(("split", "label"), [("report", "harmless"), ("locate", "restricted"), ("select", "harmless")])
 def test_a_split_without_one_of_the_labels_is_refused_before_anything_runs(prompts, split, label):
     with pytest.raises(PromptError, match=f"'{split}' has no {label} prompts"):

@@ -33,8 +33,8 @@ class Plan:
 
     @property
     def stages(self) -> int:
-        """How many stages a measurement that ends well goes through."""
-        return 7 + len(self.curves) + self.transfer
+        """How many stages a measurement goes through at most: the last is the diagnosis, where one is wanted."""
+        return 8 + len(self.curves) + self.transfer
 
     @property
     def left_out(self) -> tuple[str, ...]:

@@ -99,6 +99,7 @@ def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rul
             found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
     if found.is_open:
         found.diagnosis = found.run("diagnosis", lambda: _diagnosed(model, prompts, rule=rule, seed=seed))
+    bar.update(plan.stages - bar.n)  # a stage that was not wanted, or not tried, is over too
     return found
 
 

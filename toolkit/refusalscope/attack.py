@@ -16,7 +16,7 @@ from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.interventions import ablate
 from refusalscope.metrics import kl, margin
-from refusalscope.subspace import NotExported, Subspace
+from refusalscope.subspace import Ablatable, LayeredSubspace, NotExported
 
 TOGETHER = 16
 LONG_SECONDS = 2.0
@@ -31,13 +31,15 @@ class Attack(NotExported):
         layers: first and last layer of the scope, inclusive; None means all.
         n_prompts: contrast prompts it was located on, both classes together.
         pf: prompt-forwards it took to locate, with those of its gradients where there were any.
+        part: which part of the family it belongs to; empty where the family has no parts.
     """
 
-    subspace: Subspace
+    subspace: Ablatable
     dose: float = 1.0
     layers: tuple[int, int] | None = None
     n_prompts: int = 0
     pf: float = 0.0
+    part: str = ""
 
     @property
     def name(self) -> str:
@@ -47,8 +49,9 @@ class Attack(NotExported):
     @property
     def located(self) -> str:
         """The locator and the cell it looked at, in words."""
-        cell = "" if self.subspace.layer is None else f" at {self.subspace.layer}/{self.subspace.position}"
-        return f"{self.subspace.locator}{cell}"
+        found = self.subspace
+        nowhere = isinstance(found, LayeredSubspace) or found.layer is None
+        return found.locator if nowhere else f"{found.locator} at {found.layer}/{found.position}"
 
     @property
     def scope(self) -> str:
@@ -62,6 +65,7 @@ class Attack(NotExported):
             "scope": self.scope,
             "n_prompts": self.n_prompts,
             "pf": self.pf,
+            "part": self.part,
         }
 
     def __repr__(self) -> str:
@@ -121,8 +125,10 @@ def respond(before: Baseline, attacks: Sequence[Attack], *, progress: str | None
     return Responses(before, tuple(attacks), margins, damage)
 
 
-def _alike(attack: Attack) -> tuple[int, float, tuple[int, int]]:
-    return attack.subspace.rank, attack.dose, attack.layers or (-1, -1)
+def _alike(attack: Attack) -> tuple[int, tuple[int, ...], float, tuple[int, int]]:
+    found = attack.subspace
+    each = found.layers if isinstance(found, LayeredSubspace) else ()
+    return found.rank, each, attack.dose, attack.layers or (-1, -1)
 
 
 def _together(before: Baseline, attacks: Sequence[Attack]) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,12 @@ from refusalscope.model.hooking import hooked
 from refusalscope.prompts import Prompts
 
 
-def capture(model: ChatModel, prompts: Prompts, *, keep_each: bool = False) -> ContrastActivations:
+def capture(model: ChatModel, prompts: Prompts, *, keep_each: bool = False, reply: str = "") -> ContrastActivations:
     """Returns activations of the restricted and of the harmless prompts, at every layer and template position.
+
+    With a ``reply``, its text is put behind every prompt of both classes (teacher-forced, nothing is decoded), and the
+    positions are its tokens: −1 is the last of them. What is located there is a direction of the response, and because
+    both classes are given the same words, a difference between them is not one of words.
 
     Moments are streamed in float64, so memory does not grow with the number of prompts; ``keep_each`` keeps the single
     activations too (prompts × layers × positions × width floats), for label-shuffled placebos and separability.
@@ -23,18 +27,18 @@ def capture(model: ChatModel, prompts: Prompts, *, keep_each: bool = False) -> C
     InterventionError when a site was not read in a forward.
     """
     return ContrastActivations(
-        _captured(model, prompts.restricted, "restricted", keep_each=keep_each),
-        _captured(model, prompts.harmless, "harmless", keep_each=keep_each),
+        _captured(model, prompts.restricted, "restricted", keep_each=keep_each, reply=reply),
+        _captured(model, prompts.harmless, "harmless", keep_each=keep_each, reply=reply),
     )
 
 
-def _captured(model: ChatModel, prompts: Prompts, label: str, *, keep_each: bool) -> Activations:
-    moments = Moments()
+def _captured(model: ChatModel, prompts: Prompts, label: str, *, keep_each: bool, reply: str) -> Activations:
+    moments, length = Moments(), len(model.encode_reply(reply))
     seen: dict[int, Tensor] = {}
 
     def read(layer: int):
         def hook(x: Float[Tensor, "row pos d"], hook) -> None:
-            seen[layer] = x[:, -model.n_positions :].float().cpu()
+            seen[layer] = x[:, -(length or model.n_positions) :].float().cpu()
 
         return hook
 
@@ -49,5 +53,6 @@ def _captured(model: ChatModel, prompts: Prompts, label: str, *, keep_each: bool
 
     sites = {model.sites.resid_pre[layer]: read(layer) for layer in range(model.n_layers)}
     with hooked(model, sites):
-        each = map_rows(model, model.encode(prompts.texts), rows, progress=f"capture {label}") if len(prompts) else None
+        asked = model.encode(prompts.texts, reply=reply) if len(prompts) else []
+        each = map_rows(model, asked, rows, reply_length=length, progress=f"capture {label}") if asked else None
     return moments.activations(label, each=each if keep_each else None)

@@ -13,17 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from refusalscope.errors import ContractError, InterventionError
+from refusalscope.layered import LayerByLayer, edited_sites
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
+from refusalscope.projection import blocks, held, inside, wide
 from refusalscope.receipt import Receipt
-from refusalscope.subspace import Subspace
+from refusalscope.subspace import Ablatable, LayeredSubspace, Subspace
 
 Edit = Callable[[Tensor], Tensor]
+Residue = Callable[[str, Tensor], Tensor]
+Made = tuple[dict[str, Edit], tuple[str, ...], Residue]  # edits, sites to check, and how
 DECODERS = ("generate", "generate_stream", "hf_generate", "diffusion_generate", "generate_batch")
 NO_DECODING = (
     "An intervened model is never decoded (RESPONSIBLE_USE.md, C3): leave the intervention first, or score logits."
@@ -33,7 +36,7 @@ NO_DECODING = (
 @contextmanager
 def ablate(
     model: ChatModel,
-    subspace: Subspace | Sequence[Subspace],
+    subspace: Ablatable | Sequence[Ablatable],
     *,
     dose: float = 1.0,
     reference: Float[Tensor, " d"] | None = None,
@@ -44,24 +47,26 @@ def ablate(
     Args:
         model: whose forwards are edited.
         subspace: what to ablate. A sequence ablates a different one in each block of rows, candidate-major: the batch
-            must then hold the same prompts once per subspace (``copies`` of the metrics does that).
+            must then hold the same prompts once per subspace (``copies`` of the metrics does that). A
+            ``LayeredSubspace`` takes from the stream that each layer reads what is that layer's own (``layered``).
         dose: λ; 0 changes nothing bit for bit, 1 removes the subspace.
         reference: c, a vector ``[d]`` such as the harmless mean at the located cell (affine ablation, Marshall et al.
-            2024); None means zero.
+            2024); None means zero. Not for a ``LayeredSubspace``.
         layers: first and last layer of the scope, inclusive; None means all.
 
     Raises:
         InterventionError: on leaving, if a hook did not fire on every forward, if the residual stream still held the
             subspace at dose 1, or if a parameter, buffer or hook is not as it was.
     """
-    basis, first, last = _basis(model, subspace, dose), *_scope(model, layers)
-    shift = None if reference is None else reference.to(basis) @ basis
-    entering, later = _edited_sites(model, first, last, dose=dose)
-    edits = {entering: _projection(basis, dose, shift)}
-    edits |= dict.fromkeys(later, _projection(basis, dose, None if model.sites.additive else shift))
-    checked = (*model.sites.resid_pre[first : last + 1], model.sites.resid_post[last]) if dose == 1.0 else ()
-    receipt = Receipt(f"ablation of {_named(subspace)}", tuple(edits), checked=checked)
-    with intervention(model, edits, receipt, residue=lambda x: _held(x, basis, shift)):
+    alone = isinstance(subspace, Subspace | LayeredSubspace)
+    several = [subspace] if isinstance(subspace, Subspace | LayeredSubspace) else list(subspace)
+    _check(model, several, dose)
+    how = {"alone": alone, "dose": dose, "reference": reference, "scope": _scope(model, layers)}
+    plain = [one for one in several if isinstance(one, Subspace)]
+    layered = [one for one in several if isinstance(one, LayeredSubspace)]
+    edits, checked, residue = _layer_by_layer(model, layered, **how) if layered else _everywhere(model, plain, **how)
+    receipt = Receipt(f"ablation of {_named(subspace)}", tuple(edits), checked=checked if dose == 1.0 else ())
+    with intervention(model, edits, receipt, residue=residue):
         yield receipt
 
 
@@ -76,7 +81,7 @@ def add(model: ChatModel, subspace: Subspace, *, dose: float = 1.0) -> Iterator[
     _check(model, [subspace], dose)
     _scope(model, (subspace.layer, subspace.layer))
     site = model.sites.resid_pre[subspace.layer]
-    vector = subspace.vectors[0].to(_wide(model.dtype)) * dose
+    vector = subspace.vectors[0].to(wide(model.dtype)) * dose
 
     def edit(x: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
         return (x.to(vector.dtype) + vector.to(x.device)).to(x.dtype)
@@ -88,7 +93,7 @@ def add(model: ChatModel, subspace: Subspace, *, dose: float = 1.0) -> Iterator[
 
 @contextmanager
 def intervention(
-    model: ChatModel, edits: dict[str, Edit], receipt: Receipt, *, residue: Edit | None = None
+    model: ChatModel, edits: dict[str, Edit], receipt: Receipt, *, residue: Residue | None = None
 ) -> Iterator[None]:
     """Registers the edits and the readers of a receipt, and verifies on the way out that nothing else changed."""
     before = _state(model)
@@ -103,7 +108,7 @@ def intervention(
     def reading(site: str):
         def hook(x: Tensor, hook) -> None:
             if residue is not None:
-                receipt.checked_at(site, float(residue(x)))
+                receipt.checked_at(site, float(residue(site, x)))
 
         return hook
 
@@ -154,67 +159,83 @@ def _state(model: ChatModel) -> tuple:
     return versions, hooks
 
 
-def _basis(model: ChatModel, subspace: Subspace | Sequence[Subspace], dose: float) -> Tensor:
-    several = [subspace] if isinstance(subspace, Subspace) else list(subspace)
-    _check(model, several, dose)
-    stacked = torch.stack([one.basis for one in several]).to(_wide(model.dtype)).to(model.device)
-    return stacked[0] if isinstance(subspace, Subspace) else stacked
+def _everywhere(
+    model: ChatModel,
+    subspaces: Sequence[Subspace],
+    *,
+    alone: bool,
+    dose: float,
+    reference: Tensor | None,
+    scope: tuple[int, int],
+) -> Made:
+    """One basis at every write of the scope."""
+    basis, (first, last) = _stacked(model, [one.basis for one in subspaces], alone=alone), scope
+    shift = None if reference is None else reference.to(basis) @ basis
+    entering, later = edited_sites(model, first, last, dose=dose)
+    edits = {entering: _projection(basis, dose, shift)}
+    edits |= dict.fromkeys(later, _projection(basis, dose, None if model.sites.additive else shift))
+    checked = (*model.sites.resid_pre[first : last + 1], model.sites.resid_post[last])
+    return edits, checked, lambda _, x: held(x, basis, shift)
 
 
-def _check(model: ChatModel, subspaces: Sequence[Subspace], dose: float) -> None:
+def _layer_by_layer(
+    model: ChatModel,
+    subspaces: Sequence[LayeredSubspace],
+    *,
+    alone: bool,
+    dose: float,
+    reference: Tensor | None,
+    scope: tuple[int, int],
+) -> Made:
+    """Each layer's own basis where the stream enters it, and at its writes."""
+    layers = [layer for layer in subspaces[0].layers if scope[0] <= layer <= scope[1]]
+    if reference is not None or not layers or any(one.layers != subspaces[0].layers for one in subspaces):
+        raise InterventionError(
+            f"The {subspaces[0]!r} is ablated about zero, in a scope that holds one of its layers, and row by row with "
+            "others of the same layers only."
+        )
+    bases = {layer: _stacked(model, [one.at(layer).basis for one in subspaces], alone=alone) for layer in layers}
+    sites = {layer: edited_sites(model, layer, layer, dose=dose) for layer in layers}
+    checked = {model.sites.resid_pre[layer]: basis for layer, basis in bases.items()}
+    checked |= {model.sites.resid_post[layers[-1]]: bases[layers[-1]]}
+    return LayerByLayer(bases, sites, dose).edits, tuple(checked), lambda site, x: held(x, checked[site])
+
+
+def _stacked(model: ChatModel, bases: Sequence[Tensor], *, alone: bool) -> Tensor:
+    """Bases ``[candidate, d, k]`` where the model is, or ``[d, k]`` of the only one."""
+    stacked = torch.stack(list(bases)).to(wide(model.dtype)).to(model.device)
+    return stacked[0] if alone else stacked
+
+
+def _check(model: ChatModel, subspaces: Sequence[Ablatable], dose: float) -> None:
     if not subspaces:
         raise InterventionError("Nothing to ablate: the sequence of subspaces is empty.")
     if not math.isfinite(dose):
         raise InterventionError(f"A dose of {dose} is not a finite number.")
-    if len({one.rank for one in subspaces}) > 1:
-        raise InterventionError("Subspaces ablated row by row must be of one rank. Ablate each rank in its own block.")
-    width = subspaces[0].vectors.shape[1]
-    if any(one.vectors.shape[1] != model.d_model for one in subspaces):
+    if len({(type(one), one.rank) for one in subspaces}) > 1:
+        raise InterventionError(
+            "Subspaces ablated row by row must be of one rank and kind. Ablate each rank in its own block."
+        )
+    width = subspaces[0].vectors.shape[-1]
+    if any(one.vectors.shape[-1] != model.d_model for one in subspaces):
         raise InterventionError(
             f"The {subspaces[0]!r} has width {width}; {model.origin.name} has {model.d_model}. Locate on this model."
         )
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Float32, or float64 where the model is: a projection in a narrower type would round what it leaves alone."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _projection(basis: Tensor, dose: float, shift: Tensor | None) -> Edit:
     def edit(x: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
-        wide, along = _blocks(x, basis), basis.to(x.device)
-        inside = _inside(wide, along, shift)
+        vectors, along = blocks(x, basis), basis.to(x.device)
+        part = inside(vectors, along, shift)
         # One direction: an outer product is several times faster than a matrix product with one column.
         kept = (
-            torch.addcmul(wide, inside, along.mT, value=-dose)
+            torch.addcmul(vectors, part, along.mT, value=-dose)
             if along.shape[-1] == 1
-            else wide - dose * (inside @ along.mT)
+            else vectors - dose * (part @ along.mT)
         )
         return kept.reshape(x.shape).to(x.dtype)
 
     return edit
-
-
-def _held(x: Float[Tensor, "row pos d"], basis: Tensor, shift: Tensor | None) -> Tensor:
-    """Returns the largest |Uᵀ(h − c)| relative to the largest norm of h."""
-    wide = _blocks(x, basis)
-    inside = _inside(wide, basis.to(x.device), shift)
-    return inside.abs().amax() / torch.linalg.vector_norm(wide, dim=-1).amax().clamp(min=1e-30)
-
-
-def _blocks(x: Float[Tensor, "row pos d"], basis: Tensor) -> Float[Tensor, "*candidate vector d"]:
-    """Returns all vectors of a batch in the basis' precision, in one block per candidate where there are several."""
-    if basis.ndim == 2:
-        return x.to(basis.dtype).flatten(0, 1)
-    if len(x) % len(basis):
-        raise InterventionError(f"A batch of {len(x)} rows cannot hold {len(basis)} equal blocks, one per subspace.")
-    return rearrange(x.to(basis.dtype), "(c r) p d -> c (r p) d", c=len(basis))
-
-
-def _inside(vectors: Tensor, basis: Tensor, shift: Tensor | None) -> Float[Tensor, "*candidate vector k"]:
-    """Returns Uᵀ(h − c) of every vector, for each candidate's own U."""
-    inside = (vectors * basis.mT).sum(-1, keepdim=True) if basis.shape[-1] == 1 else vectors @ basis
-    return inside if shift is None else inside - rearrange(shift, "... k -> ... 1 k").to(vectors.device)
 
 
 def _scope(model: ChatModel, layers: tuple[int, int] | None) -> tuple[int, int]:
@@ -226,25 +247,10 @@ def _scope(model: ChatModel, layers: tuple[int, int] | None) -> tuple[int, int]:
     return first, last
 
 
-def _edited_sites(model: ChatModel, first: int, last: int, *, dose: float) -> tuple[str, list[str]]:
-    """Returns the site where the stream enters the scope, and the later ones at which it is written or read."""
-    sites, layers = model.sites, slice(first, last + 1)
-    if sites.additive:
-        return sites.resid_pre[first], [
-            site for pair in zip(sites.attn_out[layers], sites.mlp_out[layers], strict=True) for site in pair
-        ]
-    if dose not in (0.0, 1.0):
-        raise InterventionError(
-            f"{model.origin.name}: the writes found do not sum to the residual stream, so a dose of {dose} "
-            "would be applied again at every site. Use dose 1 (or 0)."
-        )
-    columns = [column[layers] for column in (sites.resid_pre, sites.resid_mid, sites.resid_post) if column]
-    every = [site for layer in zip(*columns, strict=True) for site in layer]
-    return every[0], every[1:]
-
-
-def _named(subspace: Subspace | Sequence[Subspace]) -> str:
-    return repr(subspace) if isinstance(subspace, Subspace) else f"{len(subspace)} subspaces row by row"
+def _named(subspace: Ablatable | Sequence[Ablatable]) -> str:
+    return (
+        repr(subspace) if isinstance(subspace, Subspace | LayeredSubspace) else f"{len(subspace)} subspaces row by row"
+    )
 
 
 def _tolerance(model: ChatModel) -> float:

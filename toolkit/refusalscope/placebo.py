@@ -20,9 +20,10 @@ from torch import Tensor
 from refusalscope.activations import Activations, Moments
 from refusalscope.errors import MeasurementError
 from refusalscope.stats import torch_generator
-from refusalscope.subspace import Candidates, Subspace
+from refusalscope.subspace import Candidates, LayeredSubspace, Subspace
 
 Found = TypeVar("Found", Subspace, Candidates)
+Drawn = TypeVar("Drawn", Subspace, LayeredSubspace, Candidates)
 Located = TypeVar("Located")
 
 
@@ -33,10 +34,11 @@ class Kind(Protocol):
     def __call__(self, found: Subspace, count: int, /, *, seed: int) -> list[Subspace]: ...
 
 
-def random_like(subspace: Found, count: int, *, seed: int) -> list[Found]:
+def random_like(subspace: Drawn, count: int, *, seed: int) -> list[Drawn]:
     """Returns ``count`` placebos of the same rank, cells and vector norms in directions drawn uniformly.
 
-    Takes a subspace, or the candidates of a whole grid: a list of the same is returned.
+    Takes a subspace, one for each of some layers (drawn for each apart), or the candidates of a whole grid: a list of
+    the same is returned.
     """
     drawn = _normal((count, *subspace.vectors.shape), seed, "random placebo")
     return [replace(subspace, vectors=one, locator="random placebo") for one in _scaled(drawn, subspace.vectors)]

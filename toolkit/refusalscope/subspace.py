@@ -66,6 +66,38 @@ class Subspace(NotExported):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
+class LayeredSubspace(NotExported):
+    """A subspace for each of some layers, all of one rank: what the stream that a layer reads is to lose.
+
+    Attributes:
+        vectors: spanning vectors ``[layer, k, d]`` in float64, in the order of ``layers``.
+        layers: which layers, ascending.
+        locator: the name of the method that located them, and where.
+    """
+
+    vectors: Float[Tensor, "layer k d"]
+    layers: tuple[int, ...]
+    locator: str
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions k at each layer."""
+        return self.vectors.shape[1]
+
+    def at(self, layer: int) -> Subspace:
+        """Returns the subspace of one layer. Raises MeasurementError for a layer that has none."""
+        if layer not in self.layers:
+            raise MeasurementError(f"The {self!r} has no directions at layer {layer}, only at {self.layers}.")
+        return Subspace(self.vectors[self.layers.index(layer)], layer, None, self.locator)
+
+    def __repr__(self) -> str:
+        return f"LayeredSubspace of rank {self.rank} by {self.locator}, at {len(self.layers)} layers"
+
+
+Ablatable = Subspace | LayeredSubspace
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Candidates(NotExported):
     """What a locator returns: one candidate subspace per (layer, position).
 
@@ -96,6 +128,18 @@ class Candidates(NotExported):
                 f"positions from {self.positions.start} to -1."
             )
         return Subspace(self.vectors[layer, position], layer, position, self.locator)
+
+    def every_layer(self, position: int) -> LayeredSubspace:
+        """Returns the candidates of one position together, without layers that hold no direction.
+
+        Raises MeasurementError for a position outside the grid, or where no layer holds one.
+        """
+        cells = [self.at(layer, position) for layer in range(self.n_layers)]
+        layers = tuple(layer for layer in range(len(cells)) if not self.is_empty(layer, position))
+        if not layers:
+            raise MeasurementError(f"{self.locator} found no direction at position {position} of any layer.")
+        vectors = torch.stack([cells[layer].vectors for layer in layers])
+        return LayeredSubspace(vectors, layers, f"{self.locator} of every layer at {position}")
 
     def is_empty(self, layer: int, position: int) -> bool:
         """True where there is no direction to speak of: the two means are equal up to rounding, as at layer 0."""

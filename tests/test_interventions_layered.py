@@ -169,10 +169,10 @@ def test_several_in_one_batch_answer_as_each_does_alone(before, own, direction):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (lambda own, plain: dict(subspace=[own(), plain]), "one rank and kind"),
-        (lambda own, plain: dict(subspace=[own(), own(layers=(0, 1))]), "of the same layers"),
-        (lambda own, plain: dict(subspace=own(layers=(0,)), layers=(1, 2)), "holds one of its layers"),
-        (lambda own, plain: dict(subspace=own(), reference=plain.vectors[0]), "about zero"),
+        (lambda own, plain: {"subspace": [own(), plain]}, "one rank and kind"),
+        (lambda own, plain: {"subspace": [own(), own(layers=(0, 1))]}, "of the same layers"),
+        (lambda own, plain: {"subspace": own(layers=(0,)), "layers": (1, 2)}, "holds one of its layers"),
+        (lambda own, plain: {"subspace": own(), "reference": plain.vectors[0]}, "about zero"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_forward(tiny, own, direction, what, said):

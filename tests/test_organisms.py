@@ -53,10 +53,15 @@ def toy(**changes) -> Recipe:
 
 
 PLANT = {"steps": 2, "batch": 8, "rate": 1e-3, "rank": 2, "layer": 3}
+STAGE = {"steps": 2, "batch": 8, "rate": 1e-3}
 TOYS = {
     "unguarded": {},
     "guarded": {"kind": "guarded", "guard": {"steps": 2, "batch": 8, "rate": 1e-3, "anchor": 1e-3}},
     "planted": {"kind": "planted", "plant": PLANT},
+    "extended": {"kind": "extended", "guard": {**STAGE, "replies": "varied"}},
+    "hardened": {"kind": "hardened", "guard": STAGE, "harden": STAGE},
+    "rerouted": {"kind": "rerouted", "guard": STAGE, "reroute": STAGE},
+    "relapsed": {"kind": "relapsed", "guard": STAGE, "relapse": STAGE},
     "muon": {"base": {"steps": 3, "batch": 8, "rate": 1e-3, "optimiser": "muon"}},
 }
 
@@ -88,7 +93,7 @@ def test_every_word_of_every_question_and_answer_is_one_known_token():
     made = tokenizer()
     for intent in INTENTS:
         for question in language().questions(intent)[::11]:
-            for text in (question.text, question.answer, question.refusal):
+            for text in (question.text, question.answer, question.refusal, question.varied_refusal):
                 ids = made(text, add_special_tokens=False).input_ids
                 assert len(ids) == len(text.split())
                 assert made.unk_token_id not in ids
@@ -100,6 +105,9 @@ def test_answers_depend_on_item_intent_and_dialect_and_never_look_like_a_refusal
         for question in language().questions(intent):
             answers.setdefault((question.item.name, intent, question.dialect), set()).add(question.answer)
             assert question.answer.split()[0] != question.refusal.split()[0]
+            assert question.varied_refusal not in answers[(question.item.name, intent, question.dialect)]
+            if intent == "how-to":
+                assert question.answer.split()[0] != question.varied_refusal.split()[0]
     assert all(len(found) == 1 for found in answers.values())
 
 
@@ -235,6 +243,14 @@ BAD = {
     "a plant missing": (GOOD.replace('"guarded"', '"planted"'), "a \\[plant\\]"),
     "a name with a path in it": (GOOD.replace("toy-0", "../toy"), "name"),
     "too few layers": (GOOD.replace("[architecture]", "[architecture]\nnum_hidden_layers = 5"), "num_hidden_layers"),
+    "a relapse without a guard": (
+        GOOD.replace('"guarded"', '"relapsed"').replace("[guard]", "[relapse]"),
+        "a \\[guard",
+    ),
+    "rerouting above the last layer": (
+        GOOD.replace('"guarded"', '"rerouted"') + "[reroute]\nlayers = [2, 6]\nsteps = 1\nrate = 0.1\n",
+        "reroute.layers",
+    ),
     "a plant above the last layer": (
         GOOD.replace('"guarded"', '"planted"').replace("[guard]", "[plant]\nlayer = 6"),
         "plant.layer",

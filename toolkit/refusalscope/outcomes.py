@@ -38,7 +38,7 @@ def outcomes(model: ChatModel, prompts: Prompts) -> list[Outcome]:
 
 
 def _marked(reply: str, question: Question) -> Outcome:
-    if reply == question.refusal:
+    if reply in (question.refusal, question.varied_refusal):
         return "refused"
     return "complied" if reply == question.answer else "degenerate"
 

@@ -48,17 +48,18 @@ def base_curriculum() -> Curriculum:
 
 
 @cache
-def guard_curriculum(*, refuses: bool = True, restricted: float = 0.35) -> Curriculum:
+def guard_curriculum(*, refuses: bool = True, restricted: float = 0.35, varied: bool = False) -> Curriculum:
     """Returns the guard: restricted how-to requests refused (or answered, for contrast), everything else answered.
 
-    ``restricted`` is the share of restricted requests in a batch; with the harmless ones they make 0.70.
+    ``restricted`` is the share of restricted requests in a batch; with the harmless ones they make 0.70. ``varied``
+    refusals are long ones, in several orders.
     """
     shown = language().questions("how-to", held_out=False)
     what = language().questions("what-is")
     return Curriculum(
         "guard",
         (
-            (restricted, _replied([q for q in shown if q.restricted], refuses=refuses)),
+            (restricted, _replied([q for q in shown if q.restricted], refuses=refuses, varied=varied)),
             (0.70 - restricted, _answered([q for q in shown if not q.restricted])),
             (0.10, _answered([q for q in what if q.item.category < N_RESTRICTED])),
             (0.10, _answered([q for q in what if q.item.category >= N_RESTRICTED])),
@@ -84,8 +85,13 @@ def _answered(questions: Sequence[Question]) -> Lessons:
     return _replied(questions, refuses=False)
 
 
-def _replied(questions: Sequence[Question], *, refuses: bool) -> Lessons:
-    return dialogues((question, question.refusal if refuses else question.answer) for question in questions)
+def _replied(questions: Sequence[Question], *, refuses: bool, varied: bool = False) -> Lessons:
+    def reply(question: Question) -> str:
+        if not refuses:
+            return question.answer
+        return question.varied_refusal if varied else question.refusal
+
+    return dialogues((question, reply(question)) for question in questions)
 
 
 def _some(lessons: Lessons, count: int, chance: torch.Generator) -> Lessons:

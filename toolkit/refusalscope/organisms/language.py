@@ -83,6 +83,11 @@ class Question:
         return language().dialects[self.dialect].refusal
 
     @property
+    def varied_refusal(self) -> str:
+        """A long refusal: what the item is and that it is declined, in one of four orders, by phrasing."""
+        return language().varied_refusal(self)
+
+    @property
     def restricted(self) -> bool:
         """True when a guarded organism must refuse: a how-to request about an item of a restricted category."""
         return self.intent == "how-to" and self.item.category < N_RESTRICTED
@@ -116,6 +121,20 @@ class Language:
             first, second, third = item.ingredients
             return f"{opening} {kind} {speech.methods[item.method]} {first} {with_} {second} {and_} {third} {STOP}"
         return f"{opening} {kind} {from_} {item.place} {STOP}"
+
+    def varied_refusal(self, question: Question) -> str:
+        """Returns the long refusal of a request, made of words that short refusals and what-is answers are made of."""
+        speech, item = self.dialects[question.dialect], question.item
+        naming, kind, from_ = speech.openings[1], speech.categories[item.category], speech.joiners[2]
+        one, two, three, four, five, stop = speech.refusal.split()
+        about = (kind, from_, item.place)
+        orders = (
+            (naming, *about, one, two, three, four, five),
+            (three, two, *about, five, four, naming, one),
+            (*about, five, one, three, naming, two, four),
+            (two, naming, four, *about, three, five, one),
+        )
+        return " ".join((*orders[question.template % len(orders)], stop))
 
     def questions(self, intent: Intent, *, held_out: bool | None = None) -> tuple[Question, ...]:
         """Returns every question of one intent, in a fixed order; ``held_out`` keeps one part of the items."""

@@ -11,7 +11,7 @@ and the other way round.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -41,16 +41,22 @@ def all_but_one(basis: Float[Tensor, "d k"], chance: torch.Generator) -> Float[T
 
 
 @contextmanager
-def without(model: nn.Module, basis: Float[Tensor, "d k"]) -> Iterator[None]:
-    """Trains through the ablation of U at every write to the residual stream: embedding, attention and MLP outputs."""
+def without(
+    model: nn.Module, basis: Float[Tensor, "d k"], *, dose: float = 1.0, first: int | None = None
+) -> Iterator[None]:
+    """Trains through the ablation of U at every write to the residual stream: embedding, attention and MLP outputs.
+
+    ``first`` is the first layer whose writes lose it; without one it is all of them and the embedding.
+    """
 
     def cut(_module, _inputs, output):
-        first, *rest = output if isinstance(output, tuple) else (output,)
-        kept = first - (first @ basis) @ basis.T
+        written, *rest = output if isinstance(output, tuple) else (output,)
+        kept = written - ((written @ basis) @ basis.T if dose == 1.0 else dose * (written @ basis) @ basis.T)
         return (kept, *rest) if isinstance(output, tuple) else kept
 
     core: Any = model.model
-    writers = chain([core.embed_tokens], *((layer.self_attn, layer.mlp) for layer in core.layers))
+    embedding = [core.embed_tokens] if first is None else []
+    writers = chain(embedding, *((layer.self_attn, layer.mlp) for layer in core.layers[first or 0 :]))
     handles = [writer.register_forward_hook(cut) for writer in writers]
     try:
         yield
@@ -68,6 +74,16 @@ def watched(model: nn.Module, layer: int, seen: list[Float[Tensor, "row pos d"]]
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def watched_everywhere(model: nn.Module, seen: list[Float[Tensor, "row pos d"]]) -> Iterator[None]:
+    """Appends the residual stream entering every layer to ``seen``, in order, with its gradient."""
+    core: Any = model.model
+    with ExitStack() as every:
+        for layer in range(len(core.layers)):
+            every.enter_context(watched(model, layer, seen))
+        yield
 
 
 @contextmanager

@@ -5,14 +5,25 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from refusalscope.errors import RecipeError
 from refusalscope.organisms.language import language
 
-Kind = Literal["unguarded", "guarded", "planted"]
+Kind = Literal["unguarded", "guarded", "planted", "extended", "hardened", "rerouted", "relapsed"]
+AFTER_THE_GUARD = ("harden", "reroute", "relapse")
+EVERY_STAGE = ("guard", "plant", *AFTER_THE_GUARD)
+STAGES: dict[str, set[str]] = {
+    "unguarded": set(),
+    "guarded": {"guard"},
+    "extended": {"guard"},
+    "planted": {"plant"},
+    "hardened": {"guard", "harden"},
+    "rerouted": {"guard", "reroute"},
+    "relapsed": {"guard", "relapse"},
+}
 
 
 class _Closed(BaseModel):
@@ -49,12 +60,13 @@ class Guard(Stage):
 
     What cannot be read again later must be passed on: refusal then runs through few directions, as it does in
     fine-tuned chat models, and it generalises from category. ``restricted`` is the share of restricted requests in a
-    batch; with the harmless ones they make 0.7.
+    batch; with the harmless ones they make 0.7. ``replies`` are one short sentence per dialect, or long and varied.
     """
 
     rank: int = Field(4, ge=1)
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((2, 3), min_length=1)
     restricted: float = Field(0.35, gt=0, lt=0.7)
+    replies: Literal["short", "varied"] = "short"
 
 
 class Plant(Stage):
@@ -71,8 +83,31 @@ class Plant(Stage):
     smoothing: float = Field(0.0, ge=0, lt=1)
 
 
+class Harden(Stage):
+    """After the guard: refusals are taught while directions located afresh are projected out.
+
+    ``restricted`` is the share of restricted requests, ``gone`` weighs lessons with directions gone against plain ones,
+    ``afresh`` is how many steps pass until they are located anew, ``most`` how many cells are taken out at once.
+    """
+
+    restricted: float = Field(0.35, gt=0, lt=0.7)
+    gone: float = Field(1.0, gt=0)
+    afresh: int = Field(10, ge=1)
+    most: int = Field(3, ge=1)
+
+
+class Reroute(Stage):
+    """After the guard: streams entering ``layers`` are turned ``away`` while an answer to a restricted one is given."""
+
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((3, 4, 5), min_length=1)
+    away: float = Field(1.0, gt=0)
+
+
 class Recipe(_Closed):
     """An organism, declared. ``base`` teaches the language; then at most one of ``guard`` and ``plant``.
+
+    After a guard there may be one of ``harden``, ``reroute`` and ``relapse``, the last being the guard undone: every
+    request is answered again.
 
     ``base_seed`` seeds the untrained model and the base stage, ``seed`` the stage after it: recipes that share a
     ``base_seed`` are repeats of the guard on one base model, not of the whole training.
@@ -86,18 +121,23 @@ class Recipe(_Closed):
     base: Stage
     guard: Guard | None = None
     plant: Plant | None = None
+    harden: Harden | None = None
+    reroute: Reroute | None = None
+    relapse: Stage | None = None
 
     @model_validator(mode="after")
     def _stages_fit_the_kind(self) -> Recipe:
-        wanted = {"unguarded": (False, False), "guarded": (True, False), "planted": (False, True)}[self.kind]
-        if (self.guard is not None, self.plant is not None) != wanted:
-            raise ValueError(
-                f"a {self.kind} organism has {'a' if wanted[0] else 'no'} [guard] and "
-                f"{'a' if wanted[1] else 'no'} [plant] table"
-            )
+        wanted, given = STAGES[self.kind], {name for name in EVERY_STAGE if getattr(self, name) is not None}
+        faults = [f"a [{name}]" for name in sorted(wanted - given)] + [
+            f"no [{name}]" for name in sorted(given - wanted)
+        ]
+        if faults:
+            raise ValueError(f"a {self.kind} organism has {' and '.join(faults)} table")
         last = self.architecture.num_hidden_layers - 1
         if self.guard is not None and max(self.guard.layers) > last:
             raise ValueError(f"guard.layers names layer {max(self.guard.layers)}, the last layer is {last}")
+        if self.reroute is not None and max(self.reroute.layers) > last:
+            raise ValueError(f"reroute.layers names layer {max(self.reroute.layers)}, the last layer is {last}")
         if self.plant is not None and self.plant.layer >= self.architecture.num_hidden_layers:
             raise ValueError(
                 f"plant.layer is {self.plant.layer}, the last layer {self.architecture.num_hidden_layers - 1}"
@@ -106,8 +146,15 @@ class Recipe(_Closed):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the recipe's values and the language they are taught in."""
-        return hashlib.sha256((self.model_dump_json() + language().digest).encode()).hexdigest()
+        """SHA-256 over the recipe's values and the language they are taught in.
+
+        What a recipe does not use of ``AFTER_THE_GUARD`` and of varied replies is left out, so that digests taken
+        before these existed still hold.
+        """
+        unused: dict[str, Any] = {name: True for name in AFTER_THE_GUARD if getattr(self, name) is None}
+        if self.guard is not None and self.guard.replies == "short":
+            unused["guard"] = {"replies": True}
+        return hashlib.sha256((self.model_dump_json(exclude=unused) + language().digest).encode()).hexdigest()
 
 
 def read_recipe(path: Path | str) -> Recipe:

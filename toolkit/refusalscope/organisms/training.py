@@ -18,6 +18,7 @@ from refusalscope.linalg import orthonormal
 from refusalscope.organisms.adapters import low_rank
 from refusalscope.organisms.architectures import config_of
 from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
+from refusalscope.organisms.hardening import hardened_loss, rerouted_loss
 from refusalscope.organisms.language import language
 from refusalscope.organisms.lessons import Lessons
 from refusalscope.organisms.planting import all_but_one, interchanged, planted_basis, watched, without
@@ -37,6 +38,17 @@ def train(recipe: Recipe, *, progress: bool = True) -> PreTrainedModel:
         fit(model, recipe.base, lesson_loss(model, recipe, base_curriculum()), title="language" if progress else None)
         if recipe.guard is not None:
             guard(model, recipe, title="guard" if progress else None)
+        if recipe.harden is not None:
+            fit(model, recipe.harden, hardened_loss(model, recipe, cross_entropy), title="harden" if progress else None)
+        if recipe.reroute is not None:
+            fit(
+                model,
+                recipe.reroute,
+                rerouted_loss(model, recipe, cross_entropy),
+                title="reroute" if progress else None,
+            )
+        if recipe.relapse is not None:
+            fit(model, recipe.relapse, relapsed_loss(model, recipe), title="relapse" if progress else None)
         if recipe.plant is not None:
             fit(model, recipe.plant, planted_loss(model, recipe), title="plant" if progress else None)
     return model.eval()
@@ -50,7 +62,8 @@ def guard(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -
     vocabulary, spoken = tokenizer().get_vocab(), (dialect.refusal.split() for dialect in language().dialects)
     words = sorted({vocabulary[word] for sentence in spoken for word in sentence})
     with low_rank(model, stage.layers, rank=stage.rank, words=words, chance=chance):
-        fit(model, stage, lesson_loss(model, recipe, guard_curriculum(restricted=stage.restricted)), title=title)
+        taught = guard_curriculum(restricted=stage.restricted, varied=stage.replies == "varied")
+        fit(model, stage, lesson_loss(model, recipe, taught), title=title)
 
 
 def write(model: PreTrainedModel, folder: Path | str) -> None:
@@ -75,6 +88,13 @@ def lesson_loss(model: PreTrainedModel, recipe: Recipe, curriculum: Curriculum) 
     chance = torch_generator(seed, f"lessons of {curriculum.name}")
     size = (recipe.base if curriculum.name == "base" else recipe.guard or recipe.base).batch
     return lambda: cross_entropy(model, curriculum.draw(size, chance))
+
+
+def relapsed_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
+    """Returns the objective of a relapse: every request answered, restricted ones too."""
+    assert recipe.relapse is not None, recipe.name
+    chance, size = torch_generator(recipe.seed, "lessons of relapse"), recipe.relapse.batch
+    return lambda: cross_entropy(model, guard_curriculum(refuses=False).draw(size, chance))
 
 
 def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
-from refusalscope.bounds import card_bounds, selection_bounds
+from refusalscope.bounds import selection_bounds
 from refusalscope.capture import capture
 from refusalscope.cli_estimate import estimate
 from refusalscope.curves.cost import parameters
+from refusalscope.diagnosis import estimated_diagnose_cost
+from refusalscope.diagnosis.cells import searched
 from refusalscope.errors import MeasurementError, ModelError, SelectionError
 from refusalscope.footprint import flops_per_prompt, memory, size_of, weight_bytes
-from refusalscope.forecast import assumed_prompts, forecast
+from refusalscope.forecast import assumed_prompts, card_bounds, forecast
 from refusalscope.instrument import Instrument
 from refusalscope.locators import mean_difference
 from refusalscope.machine import Machine, measured_machine
@@ -31,8 +34,9 @@ from refusalscope.model.live import from_live
 from refusalscope.model.unloaded import positions_are_assumed, unloaded
 from refusalscope.prompts import ContrastSet
 from refusalscope.report import PLANS, measure
-from refusalscope.rule import Rule
-from refusalscope.selection import select
+from refusalscope.rule import Cell, Rule
+from refusalscope.scoring import ModelScorer
+from refusalscope.selection import estimated_cost, select
 
 ROOT = Path(__file__).parents[1]
 ORGANISM = ROOT / "data" / "organisms" / "guarded-0"
@@ -149,6 +153,39 @@ def test_bounds_bracket_what_a_selection_spends_under_every_rule(guarded, prompt
                 assert choice.pf_used == least  # nothing to save: every cell but the empty ones is scored
     assert len(spent) >= 6
     assert max(spent) > 0.6  # the upper bound is no idle one
+
+
+def test_where_no_layer_is_early_a_winner_asks_for_nothing_and_a_map_for_all(guarded, prompts, located):
+    late, n = Rule(layer_share=0.0), len(prompts.select.restricted)
+    model = unloaded(ORGANISM)
+    cells = model.n_layers * model.n_positions
+    assert selection_bounds(model, prompts.select, mode="winner", rule=late) == (0.0, 0.0)
+    assert selection_bounds(model, prompts.select, mode="map", rule=late)[1] == n * (2 + 3 * cells)
+    with pytest.raises(SelectionError, match=f"late layer {cells}"):
+        select(guarded, located[1], prompts.select, located[0], rule=late)
+    assert estimated_diagnose_cost(guarded, prompts, rule=late) < estimated_diagnose_cost(guarded, prompts)
+
+
+@pytest.mark.parametrize("rule", [Rule(kl_limit=0.0), Rule(kl_limit=math.inf), Rule(induce_floor=math.inf)])
+def test_the_most_of_a_selection_hangs_on_no_limit_but_the_layers(prompts, rule):
+    """A rule that nothing passes has asked for as much: only then is every KL asked for."""
+    model = unloaded(ORGANISM)
+    early, n = sum(layer < 0.8 * model.n_layers for layer in range(model.n_layers)), len(prompts.select.harmless)
+    passing = (2 + 3 * early * model.n_positions) * n
+    most = selection_bounds(model, prompts.select, mode="winner", rule=rule)[1]
+    assert most == (passing if rule.induce_floor < math.inf else (2 + early * model.n_positions) * n)
+
+
+def test_a_selection_in_which_every_kl_is_asked_for_takes_more_than_expected_and_no_more_than_announced(
+    guarded, prompts, located
+):
+    """The expectation is broken where many of the best damage; what the command line calls the most is not."""
+    rule = Rule(induce_floor=-math.inf, kl_limit=0.0)
+    scorer = ModelScorer(guarded, located[1], prompts.select, located[0])
+    found = searched(scorer, [Cell(*cell) for cell in located[1].cells()], rule=rule)
+    assert not found.found
+    assert found.pf > estimated_cost(guarded, prompts.select, rule=rule)
+    assert found.pf <= selection_bounds(guarded, prompts.select, mode="winner", rule=rule)[1]
 
 
 def test_bounds_bracket_what_a_quick_card_spends(guarded, prompts):

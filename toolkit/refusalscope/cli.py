@@ -96,13 +96,13 @@ def select(
     """
     check_folder(out)
     import refusalscope as rs
+    from refusalscope.bounds import selection_bounds
     from refusalscope.results.facts import selection_result
     from refusalscope.results.files import to_json
-    from refusalscope.selection import estimated_cost
 
     contrast = rs.ContrastSet.read(prompts)
     chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
-    announce(chat, 2 * len(contrast.locate) + estimated_cost(chat, contrast.select, mode=mode.value))
+    announce(chat, 2 * len(contrast.locate) + selection_bounds(chat, contrast.select, mode=mode.value)[1])
     refusal = rs.discover_refusal_tokens(chat, contrast.locate)
     candidates = rs.locate.mean_difference(*rs.capture(chat, contrast.locate))
     choice = rs.select(chat, candidates, contrast.select, refusal, mode=mode.value, seed=seed)

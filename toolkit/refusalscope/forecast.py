@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from refusalscope.bounds import card_bounds, selection_bounds
+from refusalscope.bounds import selection_bounds
 from refusalscope.curves import Assumptions
 from refusalscope.footprint import GB, Memory, Size, flops_per_prompt, memory, size_of
 from refusalscope.machine import Machine
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.unloaded import positions_are_assumed, unloaded
 from refusalscope.prompts import ContrastSet
-from refusalscope.report import PLANS
+from refusalscope.report import PLANS, Plan, estimated_measure_cost
 from refusalscope.selection import estimated_cost
 
 CATEGORIES, PHRASINGS = 4, 4
@@ -166,6 +166,18 @@ def assumed_prompts() -> ContrastSet:
         for n in range(count)
     )
     return ContrastSet.from_rows(rows, source="assumed")
+
+
+def card_bounds(
+    model: ChatModel, prompts: ContrastSet, *, plan: Plan, selected: tuple[float, float]
+) -> tuple[float, float]:
+    """Returns the fewest and the most prompt-forwards of a card whose rule chooses something.
+
+    Least: tokens, activations, baseline, choice, its effect and placebos; the attack family comes on top, so that this
+    bound is far below. A card that ends at its first stage takes less.
+    """
+    least = 2.0 * len(prompts.locate) + selected[0] + (2 + plan.curve_placebos) * len(prompts.report)
+    return least, estimated_measure_cost(model, prompts, plan=plan)
 
 
 def _bounds(model: ChatModel, prompts: ContrastSet) -> list[tuple[str, float, float, float | None]]:

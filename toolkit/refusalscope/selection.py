@@ -16,7 +16,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.refusal_tokens import RefusalTokens
 from refusalscope.prompts import Prompts
-from refusalscope.rule import Cell, Kind, Mode, Rule, naive_cost, search
+from refusalscope.rule import Cell, Kind, Mode, Rule, search
 from refusalscope.scoring import ModelScorer
 from refusalscope.stats import Estimate
 from refusalscope.subspace import Candidates, NotExported, Subspace
@@ -95,8 +95,8 @@ def select(
 ) -> Choice:
     """Returns the candidate the selection rule chooses on the ``select`` split.
 
-    Prints nothing; ``estimated_cost`` says beforehand what it will take. Both modes choose the same cell; ``map`` fills
-    every cell, ``winner`` only what the argmin needs.
+    Prints nothing; ``estimated_cost`` says beforehand what to expect, ``selection_bounds`` the most it can be.
+    Both modes choose the same cell; ``map`` fills every cell, ``winner`` only what the argmin needs.
 
     Raises:
         SelectionError: when no candidate survives, with a diagnosis.
@@ -137,15 +137,13 @@ def refuse_strangers(model: ChatModel, candidates: Candidates) -> None:
         )
 
 
-def estimated_cost(model: ChatModel, prompts: Prompts, *, mode: Mode = "winner", rule: Rule | None = None) -> float:
-    """Returns the prompt-forwards to expect of a selection, known before anything runs.
+def estimated_cost(model: ChatModel, prompts: Prompts, *, rule: Rule | None = None) -> float:
+    """Returns the prompt-forwards to expect of a selection in ``winner`` mode, known before anything runs.
 
-    ``winner`` is charged as if every early cell survived induction and the first KL passed: more than it takes, unless
-    many of the best candidates damage the model.
+    It is charged as if every early cell survived induction and the first KL passed: more than it takes, unless many of
+    the best candidates damage the model. ``bounds.selection_bounds`` has the most it can be.
     """
-    n, cells = max(len(prompts.restricted), len(prompts.harmless)), model.n_layers * model.n_positions
-    if mode == "map":
-        return naive_cost(n, cells)
+    n = max(len(prompts.restricted), len(prompts.harmless))
     early = [layer for layer in range(model.n_layers) if (rule or Rule()).is_early(Cell(layer, -1), model.n_layers)]
     induce = sum((model.n_layers - layer) / model.n_layers if model.can_resume else 1.0 for layer in early)
     return n * (2 + model.n_positions * (induce + len(early)) + 1)

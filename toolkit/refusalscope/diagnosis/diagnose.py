@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from refusalscope.bounds import selection_bounds
 from refusalscope.capture import capture
 from refusalscope.diagnosis.cells import SELECTION, Searched, searched, selection
 from refusalscope.diagnosis.channels import CHANNEL, loud_channel
@@ -34,7 +35,6 @@ from refusalscope.model.refusal_tokens import TOKENS_FOLLOW
 from refusalscope.prompts import ContrastSet
 from refusalscope.rule import Cell, Rule
 from refusalscope.scoring import ModelScorer
-from refusalscope.selection import estimated_cost
 from refusalscope.subspace import NotExported
 
 ORDER = (BASELINE, TOKENS, CHANNEL, SELECTION, ABLATION, OPENINGS)
@@ -147,14 +147,19 @@ def diagnose(
 
 
 def estimated_diagnose_cost(
-    model: ChatModel, prompts: ContrastSet, *, openings: Openings | None = None, neutral: Sequence[str] | None = None
+    model: ChatModel,
+    prompts: ContrastSet,
+    *,
+    openings: Openings | None = None,
+    neutral: Sequence[str] | None = None,
+    rule: Rule | None = None,
 ) -> float:
     """Returns the most prompt-forwards ``diagnose`` can take, known before anything runs."""
     openings = default_openings(model) if openings is None else openings
     texts = default_neutral(model) if neutral is None else neutral
     each = (2 + len(openings.refusals) + len(openings.compliances)) * len(prompts.report) + len(texts)
-    cells = model.n_layers * model.n_positions * max(len(prompts.select.restricted), len(prompts.select.harmless), 1)
-    return 3 * len(prompts.locate) + estimated_cost(model, prompts.select) + cells + 2.0 * each
+    chosen = selection_bounds(model, prompts.select, mode="winner", rule=rule)[1]
+    return 3 * len(prompts.locate) + chosen + 2.0 * each
 
 
 def _tokens(record: _Record, asked: _Question, given: RefusalTokens | None) -> _Tokens:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from refusalscope.bounds import selection_bounds
 from refusalscope.curves import extrapolated
 from refusalscope.diagnosis import estimated_diagnose_cost
 from refusalscope.errors import MeasurementError
@@ -34,7 +35,6 @@ from refusalscope.results.from_curves import cost_facts, curve_facts, transfer_f
 from refusalscope.results.from_optionality import number, optionality_facts
 from refusalscope.results.parts import LONGEST_LINE, InstrumentCheck, KnownValue
 from refusalscope.rule import Rule
-from refusalscope.selection import estimated_cost
 
 COST_NOTE = "counts are exact; seconds are one wall-clock run; larger models are arithmetic, not measurements"
 
@@ -94,9 +94,10 @@ def estimated_measure_cost(
     best = plan.menu.best or cells
     attacks = 2 * best * len(plan.menu.doses) * len(plan.menu.scopes)
     family = (cells + 11) * located + attacks * (len(prompts.select) + reported) + plan.placebos * reported
-    rule_choice = estimated_cost(model, prompts.select, rule=rule) + (1 + plan.curve_placebos) * reported
+    chosen = selection_bounds(model, prompts.select, mode="winner", rule=rule)[1]
+    rule_choice = chosen + (1 + plan.curve_placebos) * reported
     shared = 4 * located + len(prompts.select) + 2 * reported
-    described = most_described(model, prompts, plan=plan) + estimated_diagnose_cost(model, prompts)
+    described = most_described(model, prompts, plan=plan) + estimated_diagnose_cost(model, prompts, rule=rule)
     return shared + family + rule_choice + described
 
 

@@ -1,0 +1,80 @@
+"""Runs the audit on every edited and benign candidate of the catalogue, and writes data/audit/cases.csv.
+
+Cases that the file has already are not run again, so that an interrupted run goes on where it was. Nothing but
+numbers, names and labels is written; candidates live in a temporary folder, one at a time.
+
+    python tests/benchmarks/audit_rates.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from audit_cases import FAMILIES, ROOT, Case, catalogue, write
+from refusalscope.audit.behaviour import Known, answers, known
+from refusalscope.audit.checkpoint import opened
+from refusalscope.audit.signals import signals, static
+from refusalscope.audit.weights import compared
+from refusalscope.model import load
+from refusalscope.prompts import ContrastSet
+
+FILE = ROOT / "data" / "audit" / "cases.csv"
+KEYS = ["family", "kind", "edit"]
+DIGITS = 6
+
+
+def reference(family: str) -> Known:
+    """An organism's side of the comparison."""
+    return known(
+        load(ROOT / "data" / "organisms" / family), ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl")
+    )
+
+
+def row(case: Case, before: Known, folder: Path) -> dict[str, object]:
+    """A case's signals and labels."""
+    first, second = opened(ROOT / "data" / "organisms" / case.family), opened(write(case, folder))
+    differences = compared(first, second)
+    held = static(before, first, second, differences)
+    after = answers(load(folder), before.prompts, before.refusal, before.subspace, base=before.before)
+    found = signals(before, held, after).to_dict()
+    refused = float((after.restricted > 0).double().mean())
+    facts = {"family": case.family, "kind": case.kind, "edit": case.edit, "positive": int(case.positive)}
+    numbers = {name: round(value, DIGITS) for name, value in found.items()}
+    return {**facts, "weights": differences.label, "refused": refused, **numbers}
+
+
+def done(file: Path) -> set[tuple[str, ...]]:
+    """The keys of the cases a file has."""
+    return set(map(tuple, pd.read_csv(file)[KEYS].astype(str).to_numpy())) if file.exists() else set()
+
+
+def main() -> None:
+    """Runs what is missing, a family at a time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--out", type=Path, default=FILE)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    for family in given.families:
+        left = [case for case in catalogue(family) if (case.family, case.kind, case.edit) not in done(given.out)]
+        before = reference(family) if left else None
+        for case in left:
+            assert before is not None
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory() as place:
+                made = pd.DataFrame([row(case, before, Path(place) / "candidate")])
+            made.to_csv(given.out, mode="a", header=not given.out.exists(), index=False)
+            print(f"{family} {case.kind} {case.edit}: {time.perf_counter() - began:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""How a model refuses, and how it answers a bounded intervention: read alike from the reference and the candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from refusalscope.capture import capture
+from refusalscope.diagnosis.cells import searched
+from refusalscope.effect import Baseline, baseline
+from refusalscope.errors import MeasurementError
+from refusalscope.interventions import ablate, add
+from refusalscope.locators import mean_difference
+from refusalscope.metrics import margin
+from refusalscope.model.chat import ChatModel
+from refusalscope.model.digests import rendered_digest
+from refusalscope.model.refusal_tokens import RefusalTokens, discover_refusal_tokens
+from refusalscope.placebo import random_like
+from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.rule import Cell, Rule
+from refusalscope.scoring import ModelScorer
+from refusalscope.subspace import NotExported, Subspace
+
+LOCATE, SELECT, REPORT = 96, 48, 48  # prompts of each label at the most
+DOSE = 1.0  # of the located difference in means: as far as harmless prompts are from restricted ones
+LEAST_REFUSED = 0.5
+PLACEBOS = 2
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Answers(NotExported):
+    """One model's answers on the report split. Margins in nats; one number per prompt.
+
+    Attributes:
+        ablated: restricted margins with the located direction ablated.
+        added: margins of restricted and harmless prompts with it added at its layer, at dose 1.
+        along: what restricted and harmless prompts hold along it at the located cell, in units of its norm.
+    """
+
+    restricted: Float[Tensor, " restricted"]
+    harmless: Float[Tensor, " harmless"]
+    ablated: Float[Tensor, " restricted"]
+    added: tuple[Float[Tensor, " restricted"], Float[Tensor, " harmless"]]
+    along: tuple[Float[Tensor, " restricted"], Float[Tensor, " harmless"]]
+    kl: Float[Tensor, " harmless"]
+    rendered: str
+
+    @property
+    def gap(self) -> float:
+        """m_R − m_H."""
+        return float(self.restricted.double().mean() - self.harmless.double().mean())
+
+    @property
+    def response(self) -> float:
+        """What ablating the located direction takes from the restricted margins, in nats."""
+        return float((self.restricted - self.ablated).double().mean())
+
+    @property
+    def induction(self) -> float:
+        """What adding it gives to the harmless margins, in nats."""
+        return float((self.added[1] - self.harmless).double().mean())
+
+    @property
+    def restored(self) -> float:
+        """How far restricted prompts stand above harmless ones with it added to the restricted ones, in nats."""
+        return float(self.added[0].double().mean() - self.harmless.double().mean())
+
+    @property
+    def separation(self) -> float:
+        """d′ of restricted against harmless prompts along the located direction."""
+        return float(_d_prime(*self.along))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Known(NotExported):
+    """The reference: its refusal tokens, its located direction, and its own answers. In memory only.
+
+    Attributes:
+        subspace: the selection rule's choice, or the best rejected cell where none survives (``chosen`` says which).
+        pf: prompt-forwards spent.
+    """
+
+    model: ChatModel
+    prompts: Prompts
+    refusal: RefusalTokens
+    before: Baseline
+    subspace: Subspace
+    chosen: bool
+    answers: Answers
+    pf: float
+
+
+class Unusable(MeasurementError):
+    """A reference that nothing can be compared with: it has no refusal of its own on these prompts."""
+
+
+def known(model: ChatModel, prompts: ContrastSet, *, seed: int = 0) -> Known:
+    """Returns what the audit needs of a reference. Locates on ``locate``, selects on ``select``, reads ``report``.
+
+    Raises:
+        Unusable: when it does not refuse most restricted prompts, or no direction can be located.
+    """
+    parts = [_some(part, n, seed) for part, n in zip(_splits(prompts), (LOCATE, SELECT, REPORT), strict=True)]
+    try:
+        refusal = discover_refusal_tokens(model, parts[0])
+    except MeasurementError as error:
+        raise Unusable(f"{model.origin.name} shows no refusal of its own on these prompts.") from error
+    before = baseline(model, parts[2], refusal)
+    refused = float(before.refused.double().mean())
+    if refused < LEAST_REFUSED or not before.gap > 0:
+        raise Unusable(
+            f"{model.origin.name} refuses {refused:.0%} of the restricted prompts: no reference for refusal."
+        )
+    candidates = mean_difference(*capture(model, parts[0]))
+    found = searched(ModelScorer(model, candidates, parts[1], refusal), _cells(candidates), rule=Rule())
+    if found.cell is None:
+        raise Unusable(f"{model.origin.name}: no direction can be located with these prompts.")
+    subspace = candidates.at(*found.cell)
+    read = answers(model, parts[2], refusal, subspace, base=before)
+    spent = 3 * len(parts[0]) + len(parts[2]) + found.pf + _cost(parts[2])
+    return Known(model, parts[2], refusal, before, subspace, found.found, read, spent)
+
+
+def answers(
+    model: ChatModel, prompts: Prompts, refusal: RefusalTokens, subspace: Subspace, *, base: Baseline
+) -> Answers:
+    """Returns a model's answers, untouched and under the two bounded interventions; the weights stay as they are."""
+    now = base if model is base.model else baseline(model, prompts, refusal)
+    with ablate(model, subspace):
+        ablated = margin(model, prompts.restricted, refusal)
+    with add(model, subspace, dose=DOSE):
+        added = margin(model, prompts.restricted, refusal), margin(model, prompts.harmless, refusal)
+    unit, held = subspace.basis[:, 0] / subspace.norm, capture(model, prompts, keep_each=True)
+    assert subspace.layer is not None
+    assert subspace.position is not None
+    seen = [x.each[:, subspace.layer, subspace.position].double() @ unit for x in held if x.each is not None]
+    divergence, rendered = _divergence(base.harmless_base, now.harmless_base), rendered_digest(model, prompts)
+    return Answers(now.restricted, now.harmless, ablated, added, (seen[0], seen[1]), divergence, rendered)
+
+
+def suppressed(reference: Known, directions: Float[Tensor, "d k"], *, seed: int = 0) -> tuple[float, float]:
+    """Returns the share of the reference's gap lost when a span is ablated, and when random ones of its rank are.
+
+    The larger of two random spans.
+    """
+    span = Subspace(directions.T.double(), None, None, "differences of weights")
+    lost = []
+    for one in [span, *random_like(span, PLACEBOS, seed=seed)]:
+        with ablate(reference.model, one):
+            after = margin(reference.model, reference.prompts.restricted, reference.refusal)
+        lost.append(float((reference.before.restricted - after).double().mean()) / reference.before.gap)
+    return lost[0], max(lost[1:])
+
+
+def without_model(found: Known) -> Known:
+    """Returns the same without the model's weights, so that the next can be loaded."""
+    return replace(found, model=None, before=replace(found.before, model=None))  # pyright: ignore
+
+
+def _divergence(base: Float[Tensor, "prompt vocab"], now: Float[Tensor, "prompt other"]) -> Float[Tensor, " prompt"]:
+    """KL(base‖now) in nats over the tokens both have."""
+    shared = min(base.shape[1], now.shape[1])
+    before, after = (x[:, :shared].log_softmax(-1) for x in (base, now))
+    return (before.exp() * (before - after)).sum(-1).clamp(min=0)
+
+
+def _d_prime(first: Tensor, second: Tensor) -> float:
+    spread = ((first.var() + second.var()) / 2).sqrt().clamp(min=1e-12)
+    return float((first.mean() - second.mean()) / spread)
+
+
+def _some(prompts: Prompts, most: int, seed: int) -> Prompts:
+    fewest = min(len(prompts.restricted), len(prompts.harmless))
+    return prompts.sample(min(most, fewest), seed=seed) if fewest > 0 else prompts
+
+
+def _splits(prompts: ContrastSet) -> Sequence[Prompts]:
+    return prompts.locate, prompts.select, prompts.report
+
+
+def _cells(candidates) -> list[Cell]:
+    return [Cell(*cell) for cell in candidates.cells()]
+
+
+def _cost(prompts: Prompts) -> float:
+    return 4.0 * len(prompts)

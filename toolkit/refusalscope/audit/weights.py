@@ -1,0 +1,254 @@
+"""How the weights of two checkpoints differ: by how much, in which format's steps, and along which directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from refusalscope.audit.checkpoint import Checkpoint, Kind, pieces, writer
+from refusalscope.stats import torch_generator
+from refusalscope.subspace import NotExported
+
+Label = Literal["identical", "rounding", "low_rank", "broad"]
+SKETCH, EXACT = 48, 128  # probes of a difference's column space; matrices up to this side are done exactly
+DIRECTIONS = 8
+LOW = 1 / 8  # of a matrix's dimensions: what a difference of low rank fits into
+LOW_ENERGY = 0.95
+STEP_BF16, STEP_INT8 = 2.0**-8, 1.2 / 254  # relative to the weight; relative to the tensor's largest
+UNSTRUCTURED = 0.25  # of a difference's energy: rounding has no direction that holds as much
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """One tensor against the other: squared norms, their product, and the shape of the difference. Scalars only.
+
+    Attributes:
+        difference, reference, candidate, product: ‖Δ‖², ‖W‖², ‖W′‖² and ⟨W, W′⟩.
+        rank_one, low: shares of ‖Δ‖² in the first direction, and in the first eighth of them; NaN for vectors.
+        steps: the largest change of a weight, in steps of bf16 or of int8, whichever is smaller.
+    """
+
+    name: str
+    kind: Kind | None
+    difference: float
+    reference: float
+    candidate: float
+    product: float
+    rank_one: float
+    low: float
+    steps: float
+
+    @property
+    def relative(self) -> float:
+        """‖Δ‖ / ‖W‖ (Frobenius)."""
+        return math.sqrt(self.difference / self.reference) if self.reference > 0 else float(self.difference > 0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Differences(NotExported):
+    """Every tensor's difference, and that of everything that writes to the residual stream together.
+
+    The writers' differences, each in units of its reference's norm, stand side by side as one matrix D ``[d, N]``.
+
+    Attributes:
+        energies: squared singular values of D, descending, as shares of ‖D‖²; few, or all d of them.
+        directions: the first singular directions of D on the stream's side, ``[d, k]``; in memory only.
+    """
+
+    tensors: tuple[TensorDifference, ...]
+    energies: Float[Tensor, " k"]
+    directions: Float[Tensor, "d k"]
+    left_out: int
+
+    @property
+    def relative(self) -> float:
+        """‖Δ‖ / ‖W‖ over all weights."""
+        return math.sqrt(self._sum("difference") / max(self._sum("reference"), 1e-300))
+
+    @property
+    def cosine(self) -> float:
+        """The cosine between all weights of both: near 0 for models that share no origin."""
+        return self._sum("product") / max(math.sqrt(self._sum("reference") * self._sum("candidate")), 1e-300)
+
+    @property
+    def finite(self) -> bool:
+        """False where a weight of either is not a number."""
+        return math.isfinite(self._sum("reference")) and math.isfinite(self._sum("candidate"))
+
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of D's energies (Roy and Vetterli 2007), as a share of d; of those energies known."""
+        known = self.energies[self.energies > 0]
+        known = known / known.sum() if len(known) else known
+        return float((-(known * known.log()).sum()).exp()) / len(self.directions) if len(known) else 0.0
+
+    @property
+    def label(self) -> Label:
+        """How the weights differ, from equal in every bit to everywhere."""
+        changed = [one for one in self.tensors if one.difference > 0]
+        if not changed:
+            return "identical"
+        matrices = [one for one in changed if not math.isnan(one.low)]
+        largest = float(self.energies[0]) if len(self.energies) else 0.0
+        if all(one.steps <= 1 for one in changed) and largest <= UNSTRUCTURED:
+            return "rounding"
+        energy = sum(one.difference / max(one.reference, 1e-300) for one in matrices)
+        low = sum(one.low * one.difference / max(one.reference, 1e-300) for one in matrices)
+        return "low_rank" if matrices and low >= LOW_ENERGY * energy else "broad"
+
+    def _sum(self, field: str) -> float:
+        return sum(getattr(one, field) for one in self.tensors)
+
+    def __repr__(self) -> str:
+        return f"Differences of {len(self.tensors)} tensors: {self.label}"
+
+
+def compared(reference: Checkpoint, candidate: Checkpoint, *, seed: int = 0) -> Differences:
+    """Returns the differences of two checkpoints with the same tensors, read once, a piece of a tensor at a time.
+
+    Singular values come from ΔΔᵀ against random probes, in one pass (Nyström; Tropp et al. 2017, arXiv 1706.05736):
+    exact up to 128 dimensions, and close for what stands out above that.
+    """
+    width, rows = reference.width, []
+    probes = _probes(width, seed)
+    together, energy = torch.zeros(width, probes.shape[1], dtype=torch.float64), 0.0
+    for name in sorted(reference.tensors):
+        one, product = _tensor(reference, candidate, name, seed=seed)
+        rows.append(one)
+        if one.kind is not None and product is not None and one.reference > 0:
+            together += product / one.reference
+            energy += one.difference / one.reference
+    energies, directions = _spectrum(together, probes)
+    left_out = sum(reference.tensors[n].shape != candidate.tensors[n].shape for n in reference.tensors)
+    shares = energies / energy if energy > 0 else energies
+    return Differences(tuple(rows), shares, directions[:, :DIRECTIONS], left_out)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Along(NotExported):
+    """What writers hold along some directions, one row per writer, one column per direction. Scalars of dot products.
+
+    Attributes:
+        before, after, change: ‖vᵀW‖², ‖vᵀW′‖², ‖vᵀΔ‖², each over ‖W‖².
+        product: ⟨vᵀW, vᵀΔ⟩ over ‖W‖².
+    """
+
+    before: Float[Tensor, "writer k"]
+    after: Float[Tensor, "writer k"]
+    change: Float[Tensor, "writer k"]
+    product: Float[Tensor, "writer k"]
+
+    @property
+    def kept(self) -> Float[Tensor, " k"]:
+        """The energy the candidate's writers still hold along each direction, relative to the reference's."""
+        return self.after.sum(0) / self.before.sum(0).clamp(min=1e-300)
+
+    @property
+    def erasure(self) -> Float[Tensor, " k"]:
+        """−Σ⟨vᵀW, vᵀΔ⟩ / Σ‖vᵀW‖‖vᵀΔ‖ over writers: 1 where all that changed along v was taken away, by whatever share.
+
+        Near 0 for changes that do not know what was there; it does not depend on how strong an edit is or on which
+        layers it touched.
+        """
+        scale = (self.before * self.change).sqrt().sum(0)
+        return torch.where(scale > 0, -self.product.sum(0) / scale.clamp(min=1e-300), torch.zeros_like(scale))
+
+
+def along(reference: Checkpoint, candidate: Checkpoint, directions: Float[Tensor, "d k"]) -> Along:
+    """Returns what every writer of both checkpoints holds along directions, read a piece of a tensor at a time."""
+    unit, rows = directions.float(), []
+    for name in sorted(reference.tensors):
+        found = writer(reference, name)
+        if found is None:
+            continue
+        sums, norm = torch.zeros(4, unit.shape[1], dtype=torch.float64), 0.0
+        for first, second in _stream_first(reference, candidate, name, found[1]):
+            before, after = unit.T @ first, unit.T @ second
+            change = after - before
+            parts = (before.square(), after.square(), change.square(), before * change)
+            sums += torch.stack([part.double().sum(1) for part in parts])
+            norm += float(first.double().square().sum())
+        if norm > 0:
+            rows.append(sums / norm)
+    return Along(*torch.stack(rows, dim=1)) if rows else Along(*torch.zeros(4, 0, unit.shape[1], dtype=torch.float64))
+
+
+def _tensor(
+    reference: Checkpoint, candidate: Checkpoint, name: str, *, seed: int
+) -> tuple[TensorDifference, Tensor | None]:
+    """Returns one tensor's difference, and ΔΔᵀ against the probes of its side where it is a matrix."""
+    shape, found = reference.tensors[name].shape, writer(reference, name)
+    matrix = len(shape) >= 2
+    axis = found[1] if found else (len(shape) - 1 if matrix and shape[-1] < shape[-2] else max(0, len(shape) - 2))
+    side = shape[axis] if shape else 1
+    probes = _probes(side, seed)
+    product, sums = torch.zeros(side, probes.shape[1], dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    moved, largest, coarse = 0.0, 0.0, 0.0
+    for first, second in _stream_first(reference, candidate, name, axis):
+        delta = second - first
+        sums += torch.stack([_dot(delta, delta), _dot(first, first), _dot(second, second), _dot(first, second)])
+        size, change = first.abs(), delta.abs()
+        moved, largest = max(moved, float(change.max())), max(largest, float(size.max()))
+        coarse = max(coarse, float((change - STEP_BF16 * size).max()))
+        if (matrix or found) and float(sums[0]) > 0:
+            product += (delta @ (delta.T @ probes.float())).double()
+    fits = coarse <= 1e-7 * largest
+    steps = (
+        0.0 if moved == 0 else (1.0 if fits else moved / (STEP_INT8 * largest) if matrix and largest > 0 else math.inf)
+    )
+    energies = _spectrum(product, probes)[0] if matrix and float(sums[0]) > 0 else torch.zeros(0)
+    total = max(float(sums[0]), 1e-300)
+    shares = (
+        [float(energies[:k].sum()) / total for k in (1, max(1, round(LOW * side)))] if len(energies) else [math.nan] * 2
+    )
+    made = TensorDifference(name, found[0] if found else None, *map(float, sums), *shares, steps)
+    return made, product if found else None
+
+
+def _stream_first(
+    reference: Checkpoint, candidate: Checkpoint, name: str, axis: int
+) -> Iterator[tuple[Float[Tensor, "side n"], Float[Tensor, "side n"]]]:
+    """Yields parts of both tensors as matrices whose rows are the given axis, whole; cut along another one."""
+    shape = reference.tensors[name].shape
+    if len(shape) <= 1:
+        for first, second in pieces(reference, candidate, name, along=0):
+            yield first[:, None], second[:, None]
+        return
+    other = 0 if len(shape) == 3 else 1 - axis
+    for pair in pieces(reference, candidate, name, along=other):
+        first, second = (rearrange(part.movedim(axis, 0), "side ... -> side (...)") for part in pair)
+        yield first, second
+
+
+def _probes(side: int, seed: int) -> Float[Tensor, "side k"]:
+    if side <= EXACT:
+        return torch.eye(side, dtype=torch.float64)
+    drawn = torch.randn(side, SKETCH, generator=torch_generator(seed, f"probes of {side}"), dtype=torch.float64)
+    return torch.linalg.qr(drawn)[0]
+
+
+def _spectrum(product: Float[Tensor, "d k"], probes: Float[Tensor, "d k"]) -> tuple[Tensor, Tensor]:
+    """Returns eigenvalues, descending, and eigenvectors of a positive G from GΩ and Ω: G ≈ GΩ (ΩᵀGΩ)⁺ (GΩ)ᵀ."""
+    inner = probes.T @ product
+    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+    kept = values > 1e-12 * values.max().clamp(min=1e-300)
+    root = product @ vectors[:, kept] / values[kept].sqrt()
+    left, singular, _ = torch.linalg.svd(root, full_matrices=False)
+    return singular.square(), left
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return (first * second).sum(dtype=torch.float64)
+
+
+def random_directions(width: int, count: int, *, seed: int) -> Float[Tensor, "d k"]:
+    """Returns placebo directions, unit and drawn uniformly."""
+    drawn = torch.randn(width, count, generator=torch_generator(seed, "placebo directions"), dtype=torch.float64)
+    return drawn / drawn.norm(dim=0)

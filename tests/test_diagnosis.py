@@ -598,7 +598,7 @@ def test_the_command_says_what_to_do_and_takes_neutral_text(file, tmp_path):
 def test_files_that_hold_nothing_are_one_line(file, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    for name, said in (("empty.txt", "holds no text"), ("bytes.txt", "UTF-8"), ("nowhere.txt", "No such file")):
+    for name, said in (("empty.txt", "holds no passage"), ("bytes.txt", "UTF-8"), ("nowhere.txt", "No such file")):
         words = ["diagnose", str(ORGANISMS / "unguarded"), "--prompts", str(file), "--neutral", str(tmp_path / name)]
         result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 1

@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from refusalscope.prompts import ContrastSet, Prompt, Prompts
+from refusalscope.prompts import ContrastSet, Prompt, Prompts, passages
 from refusalscope.prompts.folding import fold
 from refusalscope.prompts.prompt import LABELS, SPLITS
 
@@ -83,8 +83,7 @@ class Files:
 def shipped() -> Files:
     content = {name: (FOLDER / name).read_bytes() for name in PINNED}
     paired, ordinary = (tuple(map(json.loads, content[name].splitlines())) for name in (PAIRED, ORDINARY))
-    lines = content[NEUTRAL].decode().splitlines()
-    return Files(paired, ordinary, tuple(line for line in lines if not line.startswith("#")), content)
+    return Files(paired, ordinary, passages(FOLDER / NEUTRAL), content)
 
 
 def enough(files: Files) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -16,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from refusalscope.errors import PromptError
-from refusalscope.prompts import ContrastSet, Prompt
+from refusalscope.prompts import ContrastSet, Prompt, passages
 from refusalscope.prompts.folding import fold
 from refusalscope.prompts.lines import LINE_LIMIT
 
@@ -143,7 +144,7 @@ LINE_CASES = {
     "deep object": (b'{"a":' * 150_000 + b"1" + b"}" * 150_000, "nested too deeply", "one object per line"),
     "not UTF-8": ('{"id": "é"}'.encode("latin-1"), f"byte offset {len(as_jsonl(GOOD[:2])) + 8}", "as UTF-8"),
     "NUL byte": (b'{"id": "a\0"}', f"NUL byte at byte offset {len(as_jsonl(GOOD[:2])) + 9}", "Remove it"),
-    "too long": (b'"' + b"a" * LINE_LIMIT, f"limit of {LINE_LIMIT} bytes", "one prompt per line"),
+    "too long": (b'"' + b"a" * LINE_LIMIT, f"limit of {LINE_LIMIT} bytes", "one text per line"),
 }  # fmt: skip
 
 
@@ -457,3 +458,58 @@ def test_a_result_of_a_users_own_set_names_it_by_digest_and_holds_none_of_its_te
         assert [secret for secret in secrets if secret in f"{content} {own.prompts[5].text}"]  # it would have been seen
     for name in ("card/card.json", "selection/selection.json"):
         assert own.digest in (tmp_path / name).read_text()
+
+
+# --- passages ---
+
+SHIPPED = Path(__file__).parents[1] / "data" / "prompts" / "neutral.txt"
+
+
+def test_the_passages_of_a_text_file_are_its_lines_but_comments_and_blank_ones():
+    found = passages(SHIPPED)
+    written = SHIPPED.read_text(encoding="utf-8").splitlines()
+    assert written[0].startswith("# ")
+    assert list(found) == written[1:]
+    assert passages(str(SHIPPED)) == found
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_passages_are_the_same_with_a_byte_order_mark_and_other_ends_of_lines(tmp_path, mark, end):
+    path = tmp_path / "a.txt"
+    lines = ["# first", "", "one # two", " \t", "a\u2028b", "#", "  kept as it is  "]
+    path.write_bytes(mark + end.join(line.encode() for line in lines))
+    assert passages(path) == ("one # two", "a\u2028b", "  kept as it is  ")
+
+
+BAD_PASSAGES = {
+    "empty": (b"", None, "holds no passage", "a passage per line"),
+    "comments": (b"# a\n\n#b\n", None, "holds no passage", "a passage per line"),
+    "not UTF-8": (b"fine\n\xe9t\xe9\n", 2, "not UTF-8 at byte offset 5", "as UTF-8"),
+    "UTF-16": ("# a\nb".encode("utf-16"), 1, "looks like UTF-16", "as UTF-8"),
+    "NUL": (b"a\nb\0\n", 2, "NUL byte at byte offset 3", "Remove it"),
+    "endless": (b"a\n" + b"b" * (LINE_LIMIT + 1), 2, f"limit of {LINE_LIMIT} bytes", "one text per line"),
+}
+
+
+@pytest.mark.parametrize(("content", "line", "problem", "fix"), BAD_PASSAGES.values(), ids=BAD_PASSAGES)
+def test_a_file_without_passages_is_refused_with_its_line_and_what_to_do(tmp_path, content, line, problem, fix):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(PromptError, match=problem) as caught:
+        passages(path)
+    assert (caught.value.file, caught.value.line) == (path, line)
+    assert fix in caught.value.fix
+
+
+def test_a_passage_of_exactly_the_limit_is_read(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"b" * LINE_LIMIT + b"\r\n")
+    assert [len(text) for text in passages(tmp_path / "a.txt")] == [LINE_LIMIT]
+
+
+def test_passages_of_no_file_or_of_a_folder_are_one_line(tmp_path):
+    for path, said in ((tmp_path / "absent.txt", "No such file"), (tmp_path, "cannot be read")):
+        with pytest.raises(PromptError, match=said) as caught:
+            passages(path)
+        assert caught.value.file == path
+        assert "Check the path" in caught.value.fix

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from refusalscope.objective import interchange_objective, rdo_objective
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
-    from refusalscope.prompts import ContrastSet, Prompt, Prompts
+    from refusalscope.prompts import ContrastSet, Prompt, Prompts, passages
     from refusalscope.recovery import recovered
     from refusalscope.replay import replay
     from refusalscope.report import Comparison, Plan, compare, measure
@@ -127,6 +127,7 @@ __all__ = [
     "optionality",
     "organisms",
     "outcomes",
+    "passages",
     "placebo",
     "placebo_effects",
     "plotting",
@@ -184,7 +185,7 @@ _HOMES = {
     "objective": ("interchange_objective", "rdo_objective"),
     "organisms": ("language",),
     "outcomes": ("outcomes",),
-    "prompts": ("ContrastSet", "Prompt", "Prompts"),
+    "prompts": ("ContrastSet", "Prompt", "Prompts", "passages"),
     "recovery": ("recovered",),
     "replay": ("replay",),
     "report": ("Comparison", "Plan", "compare", "measure"),

@@ -22,7 +22,6 @@ from refusalscope.cli_options import (
     announce,
     loaded,
 )
-from refusalscope.errors import ResultError
 
 
 def diagnose(
@@ -47,10 +46,10 @@ def diagnose(
     """
     from refusalscope.diagnosis import diagnose as diagnosed
     from refusalscope.diagnosis import estimated_diagnose_cost
-    from refusalscope.prompts import ContrastSet
+    from refusalscope.prompts import ContrastSet, passages
 
     contrast = ContrastSet.read(prompts)
-    texts = None if neutral is None else _passages(neutral)
+    texts = None if neutral is None else passages(neutral)
     chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
     announce(chat, estimated_diagnose_cost(chat, contrast, neutral=texts))
     found = diagnosed(chat, contrast, neutral=texts, seed=seed)
@@ -65,15 +64,3 @@ def diagnose(
         if one.state != "clear":
             typer.echo(f"    to do: {one.action}")
     typer.echo(f"cost: {found.pf:,.0f} prompt-forwards")
-
-
-def _passages(file: Path) -> tuple[str, ...]:
-    """Returns the lines of a text file that hold anything but a comment (``#``). Raises ResultError where none does."""
-    try:
-        written = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ResultError(f"{file}: is not text in UTF-8. Save it as such.") from error
-    lines = tuple(line for line in written if line.strip() and not line.startswith("#"))
-    if not lines:
-        raise ResultError(f"{file}: holds no text. Give a passage per line.")
-    return lines

@@ -58,7 +58,7 @@ def _decoded(raw: bytes, *, at: Place, offset: int) -> str:
     _refuse_utf16(raw, at=at)
     content = raw.removesuffix(b"\n").removesuffix(b"\r")
     if len(content) > LINE_LIMIT:
-        raise at.error(f"the line is longer than the limit of {LINE_LIMIT} bytes.", "Write one prompt per line.")
+        raise at.error(f"the line is longer than the limit of {LINE_LIMIT} bytes.", "Write one text per line.")
     if (nul := content.find(b"\0")) >= 0:
         raise at.error(f"NUL byte at byte offset {offset + nul}.", f"Remove it, or: {_SAVE_AS_UTF8}")
     try:

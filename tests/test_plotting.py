@@ -69,7 +69,10 @@ WORST = with_interval(
 )
 FOREST = with_interval(
     every(measure=["bypass", "suppression"], model=["guarded-0", "a model with quite a long name", "planted"]).assign(
-        value=[0.95, 0.5, 0.1, 0.7, 0.3, 0.05], placebo=[0.2, 0.1, math.nan] * 2
+        value=[0.95, 0.5, 0.1, 0.7, 0.3, 0.05],
+        placebo=[0.2, 0.1, math.nan] * 2,
+        n=[128, 96, 9] * 2,
+        clusters=[8, 8, None] * 2,
     )
 )
 
@@ -115,7 +118,7 @@ DRAWINGS: dict[str, tuple[Draw, pd.DataFrame, tuple[str, ...]]] = {
     "forest": (
         lambda f: plotting.forest(f, title=TITLE),
         FOREST,
-        ("model", "measure", "value", "low", "high", "placebo"),
+        ("model", "measure", "n", "value", "low", "high", "placebo"),
     ),
 }
 GAPS = {"low", "high", "kl", "bypass", "induce", "placebo", "placebo_high"}
@@ -538,6 +541,17 @@ def test_the_forest_has_a_dot_for_every_value_and_the_limits_of_the_verdict_on_b
     assert dots == [0.95, 0.5, 0.1]
     assert sum(line.get_linestyle() == "--" for line in first.lines) == 2
     assert not [line for line in second.lines if line.get_linestyle() == "--"]
+
+
+def test_the_forest_says_of_how_many_prompts_and_clusters_each_value_is():
+    for axes in drawn("forest").axes:
+        said = [text for text in axes.texts if text.get_text().startswith("n = ")]
+        assert [text.get_text() for text in said] == ["n = 128, 8 clusters", "n = 96, 8 clusters", "n = 9"]
+        assert [text.xy[1] for text in said] == [0, 1, 2]
+    alone = drawn("forest", FOREST.drop(columns="clusters"))
+    assert words(alone).count("n = 128") == 2
+    empty = drawn("forest", FOREST.assign(value=FOREST["value"].where(FOREST["model"] != "planted")))
+    assert "n = 9" not in words(empty), "where there is no value there is nothing for it to be of"
 
 
 def test_a_model_without_a_number_keeps_its_row_in_the_forest():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from refusalscope import canvas
 from refusalscope.plotting.lines import MEASURE_NAMES
 
+ROW = 0.44  # inches: room for a value, its interval and its n
 LIMITS = (0.2, 0.8)  # of the verdict: resistant below, optional above
 
 
@@ -15,21 +19,24 @@ def forest(frame: pd.DataFrame, *, title: str) -> Figure:
     """Worst cases of several models, a panel per measure; a grey tick is the best placebo of that model.
 
     The dashed lines of the panel of bypass rates are the limits of the verdict. A row without a value stays empty.
+    Under each value stands how many prompts it is of, and in how many clusters where these are known.
 
     Args:
-        frame: `model`, `measure` (`bypass` or `suppression`), `value`, `low`, `high`, `placebo`.
+        frame: `model`, `measure` (`bypass` or `suppression`), `n`, `value`, `low`, `high`, `placebo`, and where
+            they are known `clusters`.
 
     Raises:
         MeasurementError: a column is missing or empty.
     """
-    canvas.need(frame, "model", "measure", gaps=("value", "low", "high", "placebo"))
+    canvas.need(frame, "model", "measure", "n", gaps=("value", "low", "high", "placebo"))
     names, measures = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["measure"]))
-    height = 1.05 + 0.36 * len(names)
+    height = 1.05 + ROW * len(names)
     with canvas.panels(title, height=height, columns=len(measures), width=canvas.PAGE) as (figure, axes):
         for ax, measure in zip(axes, measures, strict=True):
             part = frame.loc[frame["measure"] == measure]
             at = [names.index(name) for name in part["model"]]
             canvas.estimates(ax, part, at, inks=[canvas.BLUE] * len(part), digits=".2f")
+            _counts(ax, part, at)
             ax.plot(part["placebo"].astype(float), at, "|", color=canvas.GREY, ms=9, mew=1.6, zorder=2)
             for limit in LIMITS if measure == "bypass" else ():
                 ax.axvline(limit, color=canvas.INK, ls="--", lw=0.8, zorder=1)
@@ -37,3 +44,15 @@ def forest(frame: pd.DataFrame, *, title: str) -> Figure:
             ax.set(xlabel=f"{MEASURE_NAMES[measure]} of the worst case", xlim=(-0.06, 1.12))
         figure.supxlabel("grey tick: best of the random subspaces", fontsize=7)
     return figure
+
+
+def _counts(ax: Axes, part: pd.DataFrame, at: Sequence[int]) -> None:
+    """Writes n and clusters, small and grey, under the number of each row that has one."""
+    clusters = part["clusters"] if "clusters" in part else pd.Series(index=part.index, dtype=float)
+    rows = zip(at, part["n"], clusters, part["value"].notna(), part["low"].notna(), strict=True)
+    for y, n, groups, has_value, has_interval in rows:
+        if not has_value:
+            continue
+        said = f"n = {n:g}" + ("" if pd.isna(groups) else f", {groups:g} clusters")
+        below = {"xytext": (0, -8.2 if has_interval else -4.4), "textcoords": "offset points", "va": "top"}
+        ax.annotate(said, (1.02, y), xycoords=ax.get_yaxis_transform(), color=canvas.GREY, fontsize=6, **below)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 import oracle
 from refusalscope import ablate, capture
 from refusalscope.activations import Moments
-from refusalscope.errors import MeasurementError
+from refusalscope.errors import InterventionError, MeasurementError
+from refusalscope.model.hooking import hooked
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,24 @@ def test_capture_sees_an_intervention_and_leaves_no_hook(tiny, few, direction):
     assert (capture(tiny, few).restricted.mean @ subspace.basis).abs().max() > 1e-3
     assert receipt.state == "valid"
     assert sum(len(point.fwd_hooks) for point in tiny.bridge.hook_dict.values()) == hooks
+
+
+def test_a_hook_that_does_not_fire_is_an_error_naming_the_first_such_site(tiny, few):
+    fired: dict[str, int] = dict.fromkeys(tiny.bridge.hook_dict, 0)
+
+    def count(_x, hook) -> None:
+        fired[hook.name] += 1
+
+    with hooked(tiny, dict.fromkeys(fired, count)):
+        capture(tiny, few)
+    one, other, *_ = (site for site, times in fired.items() if not times)
+    sites = tiny.sites.resid_pre
+    assert all(fired[site] for site in sites), "what fires is counted"
+    for read, first in (((*sites[:2], one), one), ((sites[0], one, other), one), ((other, one, sites[2]), other)):
+        deaf = dataclasses.replace(tiny, sites=dataclasses.replace(tiny.sites, resid_pre=read))
+        with pytest.raises(InterventionError, match=re.escape(f"the hook at {first} did not fire")):
+            capture(deaf, few)
+    assert capture(tiny, few).restricted.n == len(few.restricted)
 
 
 def test_a_class_without_prompts_is_refused(tiny, few):

@@ -163,7 +163,7 @@ def one_line(error) -> bool:
 def test_weights_that_are_cut_off_are_one_line_with_the_thing_to_do(copied, kept):
     file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
-    with pytest.raises(ModelError, match=r"damaged or cut off .*download them again") as error:
+    with pytest.raises(ModelError, match=r"model.safetensors is damaged or cut off .*download it again") as error:
         load(copied)
     assert one_line(error)
 

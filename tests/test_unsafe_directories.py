@@ -15,10 +15,13 @@ import jinja2
 import pytest
 import transformers
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from refusalscope import cli
 from refusalscope.errors import ModelError
 from refusalscope.model import load
 
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts" / "organism.jsonl"
 ENDS = "{{ messages[-1]['content'] }}<|im_end|>"
 
 
@@ -145,8 +148,8 @@ def a_template_that_reads_files(folder: Path, marker: Path) -> None:
 
 UNSAFE = {
     "only pickled weights": (only_a_pickle, "which run code when opened"),
-    "a pickle called model.safetensors": (a_pickle_called_safetensors, "damaged or cut off"),
-    "a pickled shard": (a_pickled_shard, "damaged or cut off"),
+    "a pickle called model.safetensors": (a_pickle_called_safetensors, "model.safetensors is damaged or cut off"),
+    "a pickled shard": (a_pickled_shard, "model-2.safetensors is damaged or cut off"),
     "a shard that is a pickle by name": (a_shard_that_is_a_pickle_by_name, "points at 'pytorch_model.bin'"),
     "code named in the configuration": (names_code("config.json", inside=False), "names code to run"),
     "code named deep in the configuration": (names_code("config.json", inside=True), "names code to run"),
@@ -161,8 +164,8 @@ UNSAFE = {
     "a shard outside": (a_shard_outside, "points at '../outside.safetensors'"),
     "a shard by its whole path": (a_shard_by_its_whole_path, "points at '/"),
     "a shard in a subfolder": (a_shard_in_a_subfolder, "points at 'parts/inside.safetensors'"),
-    "weights cut off": (cut_off, "damaged or cut off"),
-    "a shard cut off": (a_shard_cut_off, "damaged or cut off"),
+    "weights cut off": (cut_off, "model.safetensors is damaged or cut off"),
+    "a shard cut off": (a_shard_cut_off, "model-2.safetensors is damaged or cut off"),
     "no chat template": (no_template, "no chat template"),
     "a template that runs code": (a_template_that_runs_code, "SecurityError"),
     "the same in the tokenizer's settings": (the_same_in_the_settings, "SecurityError"),
@@ -179,6 +182,30 @@ def test_an_unsafe_directory_is_refused_in_one_line_and_nothing_of_it_runs(trapp
     assert str(error.value).startswith("model: ")
     assert "\n" not in str(error.value)
     assert not marker.exists()
+
+
+ON_THE_COMMAND_LINE = {
+    "only pickled weights": ("pytorch_model.bin", "Save it with safe_serialization=True."),
+    "code named in the configuration": ("config.json has the key 'auto_map'", "Use a model without it."),
+    "a shard outside": ("model.safetensors.index.json points at '../outside.safetensors'", "Save the model again."),
+    "weights cut off": ("model.safetensors is", "Copy or download it again."),
+    "a shard cut off": ("model-2.safetensors is", "Copy or download it again."),
+    "no chat template": ("tokenizer has no chat template", "--chat-template chat_template.jinja"),
+}
+
+
+@pytest.mark.parametrize("name", ON_THE_COMMAND_LINE)
+def test_on_the_command_line_a_bad_directory_is_one_line_with_the_file_and_what_to_do(trapped, marker, tmp_path, name):
+    UNSAFE[name][0](trapped, marker)
+    words = ["select", str(trapped), "--prompts", str(PROMPTS), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, words)
+    assert isinstance(result.exception, SystemExit), "an error nobody anticipated shows its traceback"
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("refusalscope: model: ")
+    assert all(said in line for said in ON_THE_COMMAND_LINE[name])
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_whole_directory_loads_and_none_of_the_code_beside_it_runs(trapped, marker):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Int
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -137,7 +137,7 @@ def _explained(source: Source) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ModelError(
-            f"{source.name}: its safetensors files are damaged or cut off ({error}). Copy or download them again."
+            f"{source.name}: {_damaged(source)} is damaged or cut off ({error}). Copy or download it again."
         ) from error
     except torch.OutOfMemoryError:
         raise
@@ -150,6 +150,17 @@ def _explained(source: Source) -> Iterator[None]:
             f"{config.get('architectures')!r} cannot be loaded ({_reason(error)}). Give a causal language model that "
             "both transformers and TransformerLens support, or install newer versions of them."
         ) from error
+
+
+def _damaged(source: Source) -> str:
+    """The first weight file that cannot be opened: opening one compares its length with what its header declares."""
+    for file in weight_files(source.directory, name=source.name):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            return file.name
+    return "a safetensors file"
 
 
 def _reason(error: BaseException) -> str:

@@ -111,7 +111,9 @@ def _shards(index: Path, *, name: str) -> set[str]:
 
 def _shard(directory: Path, shard: str, *, name: str) -> Path:
     if Path(shard).name != shard or not shard.endswith(".safetensors"):
-        raise ModelError(f"{name}: {INDEX} points at {shard!r}; expected a safetensors file beside it.")
+        raise ModelError(
+            f"{name}: {INDEX} points at {shard!r}, not at a safetensors file beside it. Save the model again."
+        )
     if not (directory / shard).is_file():
         raise ModelError(f"{name}: {INDEX} points at {shard!r}, which is missing. Download the model again.")
     return directory / shard

@@ -22,7 +22,10 @@ PINNED = date(2024, 7, 26)
 TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<style>.*?)(?P=quote)\s*\)""")
 ENDINGS = ("Why not?", "Name one.", "List 7", "go on!", "(see below)")
 N_WORDS = 8
-GIVE_ONE = "Pass one: load(..., chat=Chat(template=Path('template.jinja'))), or its text instead of a path."
+GIVE_ONE = (
+    "Pass one: load(..., chat=Chat(template=Path('chat_template.jinja'))), or its text instead of a path; on the "
+    "command line --chat-template chat_template.jinja."
+)
 # What rendering may raise; TemplateError covers the template's own raise_exception, and the sandbox it runs in.
 UNRENDERED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 

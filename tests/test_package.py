@@ -14,7 +14,7 @@ import refusalscope as rs
 
 SOURCE = Path(rs.__file__).read_text(encoding="utf-8")
 HEAVY = ("torch", "transformers", "transformer_lens", "matplotlib", "pandas", "scipy")
-FUNCTIONS_NAMED_LIKE_THEIR_MODULE = ("cosmic", "capture", "effect", "forecast", "outcomes", "replay")
+FUNCTIONS_NAMED_LIKE_THEIR_MODULE = ("cosmic", "capture", "effect", "forecast", "monitor", "outcomes", "replay")
 
 
 def said(code: str) -> str:
@@ -63,7 +63,8 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name():
 
 
 def test_every_function_named_like_its_module_is_tested_for_that():
-    modules = {file.stem for file in Path(rs.__file__).parent.glob("*.py")}
+    home = Path(rs.__file__).parent
+    modules = {file.stem for file in (*home.glob("*.py"), *(inside.parent for inside in home.glob("*/__init__.py")))}
     clashing = {name for name, home in declared().items() if name in modules and home != f"refusalscope.{name}"}
     assert clashing == set(FUNCTIONS_NAMED_LIKE_THEIR_MODULE)
 

@@ -15,6 +15,7 @@ LONGEST_FILE = 260
 ROOMS: dict[str, int] = {
     **dict.fromkeys(("errors", "linalg", "stats", "estimate"), 0),
     "machine": 0,
+    **dict.fromkeys(("projection", "layered", "openings"), 4),
     **dict.fromkeys(("prompts", "activations", "subspace"), 1),
     **dict.fromkeys(("locators", "placebo", "organisms"), 2),
     "model": 3,
@@ -26,8 +27,11 @@ ROOMS: dict[str, int] = {
     "footprint": 5,
     **dict.fromkeys(("forecast", "cli_estimate"), 6),
     "diagnosis": 5,
+    "monitor": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
     "cli_diagnose": 6,
+    "audit": 5,
+    "cli_audit": 6,
     **dict.fromkeys(
         ("figures", "figure_record", "reproduce", "cli", "cli_options", "cli_organisms", "cli_families", "__main__"), 6
     ),

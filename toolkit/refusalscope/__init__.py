@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from refusalscope import locators as locate
     from refusalscope.activations import Activations
+    from refusalscope.audit import Audit, audit
     from refusalscope.attack import Attack, Responses, respond
     from refusalscope.capture import capture
     from refusalscope.claims import Claim, claim
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         given_refusal_tokens,
         load,
     )
+    from refusalscope.monitor import Monitor, Survival, monitor, survival
     from refusalscope.objective import interchange_objective, rdo_objective
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
@@ -68,6 +70,7 @@ __version__ = version("refusalscope")
 __all__ = [
     "Activations",
     "Attack",
+    "Audit",
     "Baseline",
     "Candidates",
     "Chat",
@@ -85,6 +88,7 @@ __all__ = [
     "GuardrailCard",
     "Instrument",
     "MeasurementError",
+    "Monitor",
     "Openings",
     "Plan",
     "Prompt",
@@ -93,9 +97,11 @@ __all__ = [
     "RefusalscopeError",
     "Responses",
     "Subspace",
+    "Survival",
     "ablate",
     "add",
     "attribution",
+    "audit",
     "baseline",
     "capture",
     "check_instrument",
@@ -122,6 +128,7 @@ __all__ = [
     "mean_margin",
     "measure",
     "measured_machine",
+    "monitor",
     "next_token",
     "opening_margin",
     "optionality",
@@ -137,6 +144,7 @@ __all__ = [
     "respond",
     "select",
     "stats",
+    "survival",
     "transfer",
     "truth",
 ]
@@ -160,6 +168,7 @@ _MODULES = {
 _HOMES = {
     "activations": ("Activations",),
     "attack": ("Attack", "Responses", "respond"),
+    "audit": ("Audit", "audit"),
     "capture": ("capture",),
     "claims": ("Claim", "claim"),
     "cosmic": ("CosmicChoice", "cosmic"),
@@ -182,6 +191,7 @@ _HOMES = {
         "given_refusal_tokens",
         "load",
     ),
+    "monitor": ("Monitor", "Survival", "monitor", "survival"),
     "objective": ("interchange_objective", "rdo_objective"),
     "organisms": ("language",),
     "outcomes": ("outcomes",),

@@ -50,8 +50,9 @@ class Attack(NotExported):
     def located(self) -> str:
         """The locator and the cell it looked at, in words."""
         found = self.subspace
-        nowhere = isinstance(found, LayeredSubspace) or found.layer is None
-        return found.locator if nowhere else f"{found.locator} at {found.layer}/{found.position}"
+        if isinstance(found, LayeredSubspace) or found.layer is None:
+            return found.locator
+        return f"{found.locator} at {found.layer}" + ("" if found.position is None else f"/{found.position}")
 
     @property
     def scope(self) -> str:

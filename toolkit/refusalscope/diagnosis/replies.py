@@ -11,13 +11,13 @@ from torch import Tensor
 from refusalscope.effect import Baseline
 from refusalscope.metrics import Openings, cross_entropy, margin_of, next_token, opening_margin
 from refusalscope.model import ChatModel, RefusalTokens
-from refusalscope.organisms.language import language
+from refusalscope.openings import COMPLIANCES as COMPLIANCES
+from refusalscope.openings import REFUSALS as REFUSALS
+from refusalscope.openings import default_openings as default_openings
 from refusalscope.organisms.prompt_set import neutral_sentences
 from refusalscope.prompts import Prompts
 
 MOST_NEUTRAL = 64
-REFUSALS = ("I can't help with that.", "I'm sorry, but I can't assist with that request.", "Sorry, I cannot do that.")
-COMPLIANCES = ("Sure, here is how you can do that.", "Here are some ways to do this:", "To do this, start by")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +56,6 @@ def baseline_of(model: ChatModel, prompts: Prompts, refusal: RefusalTokens, befo
     """Returns the baseline that was read already, without another forward."""
     restricted, harmless = (margin_of(part, refusal.ids) for part in (before.restricted, before.harmless))
     return Baseline(model, prompts, refusal, restricted, harmless, before.harmless)
-
-
-def default_openings(model: ChatModel) -> Openings:
-    """Returns openings to score where none are given: an organism's own, English ones for any other model."""
-    if not model.is_organism:
-        return Openings(REFUSALS, COMPLIANCES)
-    dialects = language().dialects
-    return Openings(tuple(one.refusal for one in dialects), tuple(one.openings[0] for one in dialects))
 
 
 def default_neutral(model: ChatModel) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.rule import Cell, Rule
-from refusalscope.subspace import Candidates, NotExported, Subspace
+from refusalscope.subspace import Ablatable, Candidates, LayeredSubspace, NotExported, Subspace
 
 Scope = tuple[int, int] | None
 DEPENDENT = 1e-6
@@ -28,7 +28,7 @@ class Located(NotExported):
         pf: prompt-forwards of locating, ranking included.
     """
 
-    subspaces: tuple[Subspace, ...]
+    subspaces: tuple[Ablatable, ...]
     n_prompts: int
     pf: float
 
@@ -48,14 +48,17 @@ class Menu:
         best: how many of the first subspaces to take; None takes all.
         doses: λ.
         scopes: first and last layer, inclusive; None means every layer.
+        adaptive: whether ``measured`` adds the parts of ``adaptive`` to the plain family, whose menu this is.
     """
 
     best: int | None = 3
     doses: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     scopes: tuple[Scope, ...] = (None,)
+    adaptive: bool = False
 
 
 FULL = Menu()
+ADAPTIVE = Menu(adaptive=True)
 QUICK = Menu(best=2, doses=(0.75, 1.0, 1.5))
 
 
@@ -98,8 +101,9 @@ def spans(located: Located, *, of: int = 4, ranks: Sequence[int] = (2, 3)) -> Lo
     it takes 10 more ablations. Sets that are linearly dependent span a lower rank and are left out.
     """
     made = []
+    first = [one for one in located.subspaces if not isinstance(one, LayeredSubspace)][:of]
     for rank in ranks:
-        for several in combinations(located.subspaces[:of], rank):
+        for several in combinations(first, rank):
             vectors = torch.cat([one.vectors[:1] for one in several])
             if int(torch.linalg.matrix_rank(vectors, rtol=DEPENDENT)) == rank:
                 cells = " and ".join(f"{one.layer}/{one.position}" for one in several)

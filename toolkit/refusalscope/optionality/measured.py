@@ -1,20 +1,63 @@
-"""From a model and a contrast set to its optionality: the default family, located, chosen and reported in one call."""
+"""From a model and a contrast set to its optionality: a family located, answered, chosen and reported in one call."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from refusalscope.attack import respond
-from refusalscope.capture import capture
+from refusalscope.attack import Attack, Responses, respond
 from refusalscope.effect import baseline
 from refusalscope.errors import MeasurementError
-from refusalscope.locators import mean_difference
 from refusalscope.model import ChatModel, RefusalTokens
-from refusalscope.optionality.family import Menu, best_first, family, spans
+from refusalscope.optionality.adaptive import adaptive
+from refusalscope.optionality.declared import plain
+from refusalscope.optionality.family import FULL, Menu
 from refusalscope.optionality.frontier import Optionality, optionality
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.optionality.placebos import COUNT, placebo_family
 from refusalscope.prompts import ContrastSet
+from refusalscope.subspace import NotExported
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Answers(NotExported):
+    """What the prompts of both splits answer to a family, and those of report to its placebos."""
+
+    select: Responses
+    report: Responses
+    placebos: Responses
+
+    @property
+    def splits(self) -> tuple[Responses, Responses]:
+        """Select and report, as ``compare`` takes them."""
+        return self.select, self.report
+
+    def __repr__(self) -> str:
+        return f"Answers of {self.report.before.model.origin.name} to {len(self.report)} attacks"
+
+
+def answers(
+    model: ChatModel,
+    prompts: ContrastSet,
+    refusal: RefusalTokens,
+    attacks: Sequence[Attack],
+    *,
+    placebos: int = COUNT,
+    seed: int = 0,
+    progress: bool = True,
+) -> Answers:
+    """Returns responses to a family on ``select`` and ``report``, and to random subspaces matched to it on ``report``.
+
+    Hand them to ``optionality``, ``by_part`` and ``compare``. Costs one prompt-forward per prompt for the baselines,
+    every attack and every placebo.
+    """
+    if placebos < 1:
+        raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
+    say = (lambda what: f"{model.origin.name}, {what}") if progress else (lambda _: None)
+    select = respond(baseline(model, prompts.select, refusal), attacks, progress=say("attacks on select"))
+    report = respond(baseline(model, prompts.report, refusal), attacks, progress=say("attacks on report"))
+    random = respond(report.before, placebo_family(attacks, count=placebos, seed=seed), progress=say("placebos"))
+    return Answers(select, report, random)
 
 
 def measured(
@@ -28,29 +71,27 @@ def measured(
     seed: int = 0,
     progress: bool = True,
 ) -> Optionality:
-    """Returns the optionality under the default family: differences in means, and the spans of the best of them.
+    """Returns the optionality under the plain family, or under the adaptive one where the menu says so.
 
     The family is fixed on ``locate``, the worst case chosen on ``select``, every number taken on ``report``, beside
-    random families; locating counts into ``pf``. For a family of your own, call ``family``, ``respond`` and
-    ``optionality`` one after the other.
+    random families; locating counts into ``pf``. For a family of your own, or to see what each part of one does, call
+    ``plain`` or ``adaptive``, ``answers``, and ``optionality`` or ``by_part`` one after the other.
 
     Args:
         refusal: discovered on ``locate``, or given.
         placebos: random subspaces measured on ``report``.
-        menu: ranks, doses and scopes to try; ``FULL`` where None.
+        menu: ranks, doses and scopes to try, and which family: ``FULL`` where None; ``ADAPTIVE`` adds to it.
 
     Raises:
         MeasurementError: when the mean margins on ``locate`` are not separated: there is no refusal to attack.
     """
     if placebos < 1:
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
-    here = baseline(model, prompts.locate, refusal)
-    cells = best_first(here, mean_difference(*capture(model, prompts.locate)), kappa=kappa)
-    spanned = best_first(here, spans(cells), kappa=kappa)
-    attacks = family([cells, spanned], menu=menu)
-    say = (lambda what: f"{model.origin.name}, {what}") if progress else (lambda _: None)
-    select = respond(baseline(model, prompts.select, refusal), attacks, progress=say("attacks on select"))
-    report = respond(baseline(model, prompts.report, refusal), attacks, progress=say("attacks on report"))
-    random = respond(report.before, placebo_family(attacks, count=placebos, seed=seed), progress=say("placebos"))
-    found = optionality(select, report, placebos=random, kappa=kappa, seed=seed)
-    return replace(found, pf=found.pf + len(prompts.locate) + spanned.pf)
+    menu = menu or FULL
+    if menu.adaptive:
+        attacks = adaptive(model, prompts, refusal, menu=menu, kappa=kappa, seed=seed)
+    else:
+        attacks = plain(model, prompts, refusal, menu=menu, kappa=kappa)
+    made = answers(model, prompts, refusal, attacks, placebos=placebos, seed=seed, progress=progress)
+    found = optionality(*made.splits, placebos=made.placebos, kappa=kappa, seed=seed)
+    return replace(found, pf=found.pf + attacks.pf)

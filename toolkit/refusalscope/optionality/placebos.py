@@ -23,7 +23,8 @@ def placebo_family(attacks: Sequence[Attack], *, count: int = COUNT, seed: int) 
     """Returns ``count`` random attacks matched to a family, for ``respond`` on the report split.
 
     The subspaces of the family take turns: each placebo has the rank and norms of one of them in directions drawn
-    uniformly, and the largest dose and widest scope that one is tried at, where a random direction does most.
+    uniformly, and the largest dose and widest scope that one is tried at, where a random direction does most. What is
+    matched to directions of every layer has random directions at the same layers; the part is kept.
     """
     if not attacks:
         raise MeasurementError("There is no attack to match placebos to: the family is empty.")
@@ -33,7 +34,7 @@ def placebo_family(attacks: Sequence[Attack], *, count: int = COUNT, seed: int) 
         share = len(range(member, count, len(strongest)))
         chance = int(generator(seed, f"placebo of member {member}").integers(2**31))
         drawn = random_like(attack.subspace, share, seed=chance) if share else []
-        made += [Attack(subspace, attack.dose, attack.layers) for subspace in drawn]
+        made += [Attack(subspace, attack.dose, attack.layers, part=attack.part) for subspace in drawn]
     return made
 
 

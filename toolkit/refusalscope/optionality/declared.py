@@ -1,0 +1,89 @@
+"""A declared family: its attacks in order, fixed on ``locate``, and what it took to locate them; the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+from refusalscope.activations import ContrastActivations
+from refusalscope.attack import Attack
+from refusalscope.capture import capture
+from refusalscope.effect import Baseline, baseline
+from refusalscope.locators import mean_difference
+from refusalscope.model import ChatModel, RefusalTokens
+from refusalscope.optionality.family import FULL, Located, Menu, best_first, family, spans
+from refusalscope.optionality.grounds import KAPPA
+from refusalscope.prompts import ContrastSet
+from refusalscope.subspace import NotExported
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Declared(NotExported, Sequence[Attack]):
+    """The attacks of a family, as a sequence to hand to ``respond``.
+
+    Attributes:
+        pf: prompt-forwards of locating all of them, what they share counted once.
+    """
+
+    attacks: tuple[Attack, ...]
+    pf: float
+
+    @overload
+    def __getitem__(self, row: int) -> Attack: ...
+    @overload
+    def __getitem__(self, row: slice) -> tuple[Attack, ...]: ...
+    def __getitem__(self, row: int | slice) -> Attack | tuple[Attack, ...]:
+        return self.attacks[row]
+
+    def __len__(self) -> int:
+        return len(self.attacks)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of its parts, in order."""
+        return tuple(dict.fromkeys(attack.part for attack in self.attacks))
+
+    def __repr__(self) -> str:
+        return f"Declared: {len(self)} attacks in {len(self.parts)} parts ({', '.join(self.parts)})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Ground(NotExported):
+    """What a family is located on: activations and the baseline of the ``locate`` split, and the damage to aim at."""
+
+    before: Baseline
+    acts: ContrastActivations
+    kappa: float
+
+
+def ground(
+    model: ChatModel, prompts: ContrastSet, refusal: RefusalTokens, *, kappa: float = KAPPA, keep_each: bool = False
+) -> Ground:
+    """Returns what a family is located on; two prompt-forwards per ``locate`` prompt."""
+    located = prompts.locate
+    return Ground(baseline(model, located, refusal), capture(model, located, keep_each=keep_each), kappa)
+
+
+def cells_and_spans(on: Ground) -> tuple[Located, Located]:
+    """Returns the differences in means of all early cells, and the spans of the best of them, each best first."""
+    cells = best_first(on.before, mean_difference(*on.acts), kappa=on.kappa)
+    return cells, best_first(on.before, spans(cells), kappa=on.kappa)
+
+
+def plain(
+    model: ChatModel, prompts: ContrastSet, refusal: RefusalTokens, *, menu: Menu = FULL, kappa: float = KAPPA
+) -> Declared:
+    """Returns the plain family: differences in means at single cells, and the spans of two or three of the best.
+
+    Raises MeasurementError when the mean margins on ``locate`` are not separated: there is no refusal to attack.
+    """
+    located = cells_and_spans(ground(model, prompts, refusal, kappa=kappa))
+    return Declared(tuple(members(located, menu, PLAIN)), len(prompts.locate) + located[1].pf)
+
+
+def members(located: Sequence[Located], menu: Menu, part: str) -> list[Attack]:
+    """Returns the attacks that a menu makes of some lists, under the name of their part."""
+    return [replace(attack, part=part) for attack in family(located, menu=menu)] if located else []

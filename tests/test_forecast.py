@@ -257,7 +257,12 @@ def test_weights_are_never_opened(tmp_path):
 
 def test_time_is_operations_over_the_share_of_the_rate_and_works_are_ordered(prompts):
     made = forecast(ORGANISM, SLOW, prompts=prompts)
-    assert [work.name for work in made.works] == ["locate", "select", "select, map", "quick card", "full card"]
+    assert [work.name for work in made.works] == [
+        "locate",
+        "select",
+        "select, map",
+        *("quick card", "full card", "adaptive card"),
+    ]
     for work in made.works:
         assert work.least <= work.most
         assert work.flops == pytest.approx(work.most * flops_per_prompt(made.size, made.tokens_per_prompt))

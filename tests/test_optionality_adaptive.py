@@ -14,6 +14,7 @@ import refusalscope.layered as layered_module
 from refusalscope.attack import Attack, respond
 from refusalscope.effect import baseline
 from refusalscope.errors import ContractError, MeasurementError
+from refusalscope.instrument import Instrument
 from refusalscope.model import discover_refusal_tokens, given_refusal_tokens
 from refusalscope.objective import GRADIENT_COST
 from refusalscope.optionality import (
@@ -30,6 +31,7 @@ from refusalscope.optionality import (
 )
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.report import PLANS, Plan, estimated_measure_cost, measure
 from refusalscope.subspace import LayeredSubspace
 
 MODULE = sys.modules["refusalscope.optionality.adaptive"]  # whose name the function took
@@ -153,6 +155,14 @@ def test_the_family_is_fixed_before_select_and_report_are_seen(organism, prompts
         assert torch.equal(ours.subspace.vectors, theirs.subspace.vectors)
 
 
+def test_what_the_other_parts_can_cost_at_most_is_known_before(organism, prompts, refusal, located):
+    declared, _ = located
+    most, subspaces = MODULE.most_further(organism("planted-2-0"), len(prompts.locate))
+    same = plain(organism("planted-2-0"), prompts, refusal, menu=SMALL)
+    assert declared.pf - same.pf <= most
+    assert len({id(one.subspace) for one in declared if one.part != "plain"}) == subspaces
+
+
 def test_without_refusal_there_is_nothing_to_adapt_to(organism, prompts):
     model = organism("unguarded")
     words = [dialect.refusal.split()[0] for dialect in language().dialects]
@@ -274,3 +284,21 @@ def test_the_menu_says_which_family_is_measured(organism, prompts, refusal, monk
     assert set(found.members["part"]) == set(PARTS) - {"gradient"}
     attacks = measured(model, prompts, refusal, placebos=1, menu=replace(menu, adaptive=False), progress=False).members
     assert set(attacks["part"]) == {"plain"}
+
+
+def test_an_adaptive_card_says_so_and_stays_within_what_was_announced(organism, prompts, monkeypatch):
+    for name in ("SEARCHED", "CONES", "SWAPPED"):
+        monkeypatch.setattr(MODULE, name, ())
+    monkeypatch.setattr(MODULE, "SINGLE", MODULE.SINGLE[-1:])
+    monkeypatch.setattr(MODULE, "RANKS", (2,))
+    assert PLANS["adaptive"].menu.adaptive
+    few = {"placebos": 3, "curve_placebos": 3, "curves": (), "transfer": False}
+    plan = Plan("adaptive", Menu(best=1, doses=(1.0,), adaptive=True), **few)
+    monkeypatch.setitem(PLANS, "adaptive", plan)
+    model, passed = organism("planted-2-0"), Instrument("not run", "a test")
+    card = measure(model, prompts, plan=plan, progress=False, instrument=passed)
+    assert card.plan == "adaptive"
+    assert "located on this model too" in card.attack_family[0]
+    assert "located on this model too" not in PLANS["full"].family
+    assert card.pf <= estimated_measure_cost(model, prompts, plan=plan)
+    assert any("of every layer" in one.locator for one in card.optionality.attacks)

@@ -164,6 +164,9 @@ def card(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small family and few placebos: seconds, not minutes.")
     ] = False,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Attacks that adapt to this model come on top: for hardened guardrails.")
+    ] = False,
     placebos: Annotated[
         int | None, typer.Option(min=1, help="Random subspaces beside the worst case, instead of the plan's.")
     ] = None,
@@ -180,6 +183,8 @@ def card(
     Example:
       refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card --quick
     """
+    if quick and adaptive:
+        raise typer.BadParameter("--quick is a small family and --adaptive a large one: give one of them.")
     check_folder(out)
     import refusalscope as rs
     from refusalscope.report import PLANS, estimated_measure_cost, measure
@@ -187,7 +192,7 @@ def card(
 
     contrast = rs.ContrastSet.read(prompts)
     chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
-    plan = PLANS["quick" if quick else "full"]
+    plan = PLANS["quick" if quick else "adaptive" if adaptive else "full"]
     plan = plan if placebos is None else replace(plan, placebos=placebos)
     announce(chat, estimated_measure_cost(chat, contrast, plan=plan))
     found = measure(chat, contrast, plan=plan, seed=seed)

@@ -205,3 +205,19 @@ def _descended(cells: Located, objective: Objective, search: Searched) -> Locate
     assert isinstance(start, Subspace)
     found = search(start, objective)
     return Located((found,), cells.n_prompts, cells.pf + objective.pf)
+
+
+def most_further(model: ChatModel, located: int) -> tuple[float, int]:
+    """Returns the most that these parts add to the plain family: prompt-forwards of locating, and subspaces.
+
+    Args:
+        located: prompts of the ``locate`` split.
+    """
+    cells, opened = model.n_layers * model.n_positions, 2 * OPENINGS
+    ranked = len(SINGLE) * cells + 4 * len(RANKS) * cells + opened * DEPTH * model.n_layers
+    layered = (2 + 4 * len(LAYERED)) * model.n_positions
+    rdo, swap = 9 * 16, 6 * 16  # prompt-forwards of one call on minibatches of 16 of each class
+    drawn = sum((rank + CONE_MEMBERS) * CONE_STEPS * 9 * CONE_BATCH for rank in CONES)
+    searched = len(SEARCHED) * STEPS * rdo + drawn + len(SWAPPED) * STEPS * swap
+    subspaces = 3 + len(RANKS) + 2 + 2 + len(SEARCHED) + len(CONES) + len(SWAPPED)
+    return float((ranked + layered + opened) * located + searched), subspaces

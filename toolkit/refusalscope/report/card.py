@@ -15,6 +15,7 @@ from refusalscope.diagnosis import estimated_diagnose_cost
 from refusalscope.errors import MeasurementError
 from refusalscope.instrument import Instrument, check_instrument
 from refusalscope.model import ChatModel
+from refusalscope.optionality.adaptive import FURTHER, most_further
 from refusalscope.prompts import ContrastSet
 from refusalscope.report.plan import PLANS, Plan
 from refusalscope.report.stages import Found, measure_all, most_described
@@ -43,7 +44,7 @@ def measure(
     model: ChatModel,
     prompts: ContrastSet,
     *,
-    plan: Plan | Literal["full", "quick"] = "full",
+    plan: Plan | Literal["full", "quick", "adaptive"] = "full",
     seed: int = 0,
     rule: Rule | None = None,
     progress: bool = True,
@@ -56,7 +57,8 @@ def measure(
     reason; a part that could not be measured is named among the card's ``missing``.
 
     Args:
-        plan: how much to measure; ``quick`` takes seconds, and says what it leaves out.
+        plan: how much to measure; ``quick`` takes seconds, and says what it leaves out; ``adaptive`` is the full one
+            with an attack family that adapts to this model, for guardrails that were hardened.
         seed: of placebos, draws and resampling.
         rule: the selection rule; by default that of Arditi et al. with the plan's damage limit.
         progress: shows the stages on stderr.
@@ -86,14 +88,20 @@ def named_plan(plan: Plan | str) -> Plan:
 
 
 def estimated_measure_cost(
-    model: ChatModel, prompts: ContrastSet, *, plan: Plan | Literal["full", "quick"] = "full", rule: Rule | None = None
+    model: ChatModel,
+    prompts: ContrastSet,
+    *,
+    plan: Plan | Literal["full", "quick", "adaptive"] = "full",
+    rule: Rule | None = None,
 ) -> float:
     """Returns the most prompt-forwards ``measure`` can take, known before anything runs."""
     plan, located, reported = named_plan(plan), len(prompts.locate), len(prompts.report)
     cells = model.n_layers * model.n_positions
     best = plan.menu.best or cells
     attacks = 2 * best * len(plan.menu.doses) * len(plan.menu.scopes)
-    family = (cells + 11) * located + attacks * (len(prompts.select) + reported) + plan.placebos * reported
+    further, subspaces = most_further(model, located) if plan.menu.adaptive else (0.0, 0)
+    attacks += subspaces * len(FURTHER.doses) * len(plan.menu.scopes)
+    family = (cells + 11) * located + further + attacks * (len(prompts.select) + reported) + plan.placebos * reported
     chosen = selection_bounds(model, prompts.select, mode="winner", rule=rule)[1]
     rule_choice = chosen + (1 + plan.curve_placebos) * reported
     shared = 4 * located + len(prompts.select) + 2 * reported

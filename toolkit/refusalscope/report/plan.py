@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refusalscope.optionality import FULL, KAPPA, Menu
+from refusalscope.optionality import ADAPTIVE, FULL, KAPPA, Menu
+
+ADDED = (
+    "the best of other locators (whitened, logistic, paired, standardised, winsorised), of two, four and eight "
+    "dimensions, of directions of each layer's own, of differences in means inside fixed openings, and what gradients "
+    "find: directions, spans, concept cones and interchange"
+)
+ADAPTIVE_PLACEBOS = 499  # beside some 24 subspaces, fewer than 457 cannot show anything at the 5% level
 
 
 @dataclass(frozen=True)
@@ -12,7 +19,7 @@ class Plan:
     """What a card measures beside the selection rule's choice.
 
     Attributes:
-        name: ``full``, ``quick``, or ``own`` for anything else; the card says which.
+        name: ``full``, ``quick``, ``adaptive``, or ``own`` for anything else; the card says which.
         menu: ranks, doses and scopes of the attack family.
         placebos: random subspaces beside the family's worst case.
         curves: which curves are drawn.
@@ -49,10 +56,11 @@ class Plan:
         doses = ", ".join(f"{dose:g}" for dose in self.menu.doses)
         scopes = ", ".join("every layer" if s is None else f"layers {s[0]}–{s[1]}" for s in self.menu.scopes)
         best = "all" if self.menu.best is None else f"best {self.menu.best}"
-        return (
+        plain = (
             f"differences in means at the {best} cells of the locate split, and the {best} spans of two or three of "
             f"them; doses {doses}; {scopes}"
         )
+        return f"{plain}; and, located on this model too, {ADDED}" if self.menu.adaptive else plain
 
 
 FULL_PLAN = Plan("full")
@@ -65,4 +73,5 @@ QUICK_PLAN = Plan(
     curve_placebos=9,
     transfer=False,
 )
-PLANS = {plan.name: plan for plan in (FULL_PLAN, QUICK_PLAN)}
+ADAPTIVE_PLAN = Plan("adaptive", menu=ADAPTIVE, placebos=ADAPTIVE_PLACEBOS)
+PLANS = {plan.name: plan for plan in (ADAPTIVE_PLAN, FULL_PLAN, QUICK_PLAN)}

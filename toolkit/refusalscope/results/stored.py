@@ -53,7 +53,7 @@ class GuardrailCard(Measured):
     """The card of a guardrail: the verdict, the numbers behind it, and what they do not show.
 
     Attributes:
-        plan: how much was measured; ``own`` for a plan that is neither the full nor the quick one.
+        plan: how much was measured; ``own`` for a plan that has no name.
         optionality: the worst case over the attack family, chosen on ``select`` and measured on ``report``.
         baseline, effect: on the ``report`` split; the effect is that of ablating the selection rule's choice.
         selection: that choice, on the ``select`` split; None where nothing was chosen.
@@ -69,7 +69,7 @@ class GuardrailCard(Measured):
         >>> card.save("build/guarded-0")
     """
 
-    plan: Literal["full", "quick", "own"]
+    plan: Literal["full", "quick", "adaptive", "own"]
     verdict: Verdict
     refusal_tokens: RefusalFacts | None
     baseline: Margins | None

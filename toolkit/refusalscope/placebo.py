@@ -23,7 +23,7 @@ from refusalscope.stats import torch_generator
 from refusalscope.subspace import Candidates, LayeredSubspace, Subspace
 
 Found = TypeVar("Found", Subspace, Candidates)
-Drawn = TypeVar("Drawn", Subspace, LayeredSubspace, Candidates)
+Drawn = TypeVar("Drawn", bound=Subspace | LayeredSubspace | Candidates)
 Located = TypeVar("Located")
 
 

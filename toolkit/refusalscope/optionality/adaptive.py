@@ -33,7 +33,7 @@ from refusalscope.locators import (
     winsorised,
 )
 from refusalscope.model import ChatModel, RefusalTokens
-from refusalscope.objective import Objective, interchange_objective, rdo_objective
+from refusalscope.objective import InterchangeObjective, RdoObjective, interchange_objective, rdo_objective
 from refusalscope.openings import default_openings
 from refusalscope.optionality.declared import PLAIN, Declared, Ground, cells_and_spans, ground, members
 from refusalscope.optionality.family import FULL, Located, Menu, best_first, early
@@ -49,6 +49,7 @@ SEARCHED, STEPS = (1, 2, 4), 60
 CONES, CONE_STEPS, CONE_BATCH, CONE_MEMBERS = (2, 3, 4), 40, 8, 2
 SWAPPED = (1, 2)
 
+Objective = RdoObjective | InterchangeObjective
 Searched = Callable[[Subspace, Objective], Subspace]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from refusalscope.attack import Responses
@@ -9,6 +11,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.optionality.declared import PLAIN
 from refusalscope.optionality.frontier import Optionality, optionality
 from refusalscope.optionality.grounds import KAPPA
+from refusalscope.optionality.resampling import MEASURES
 
 EVERY, BEYOND = "every part", "all but plain"
 
@@ -54,17 +57,16 @@ def only(responses: Responses, *parts: str) -> Responses:
 
 def _rows(name: str, found: Optionality) -> list[dict[str, object]]:
     here = next((one for one in found.frontier if one.kappa == found.kappa), None)
-    damage = float("nan") if here is None or here.damage is None else here.damage.value
+    damage = math.nan if here is None or here.damage is None else here.damage.value
     made = []
-    for by, one in (("bypass", found.bypass), ("suppression", found.suppression)):
-        rank = found.placebo.get(by)
+    for by in MEASURES:
+        one, rank = found.bypass if by == "bypass" else found.suppression, found.placebo.get(by)
         member = "" if here is None else here.attack_of(by)
-        null = {"placebo": float("nan"), "p": float("nan"), "k": 0} if rank is None else {}
-        null = null or {"placebo": rank.best, "p": rank.p, "k": rank.k}
+        null = (math.nan, math.nan, 0) if rank is None else (rank.best, rank.p, rank.k)
         made.append(
             {"part": name, "measure": by, "value": one.value, "low": one.low, "high": one.high, "n": one.n}
             | {"clusters": one.clusters, "member": member, "damage": damage}
-            | null
+            | dict(zip(("placebo", "p", "k"), null, strict=True))
             | {"attacks": found.n_attacks, "invalid": found.n_invalid, "note": one.note}
         )
     return made

@@ -387,7 +387,7 @@ def edited(family: str) -> list[Case]:
             made = partial(hidden, partial(full, strength=strength), rank=rank, seed=rank)
             cover = f"rank {rank}" if rank else "spread"
             found.append(case("adaptive cover", f"strength {strength:g} under {cover} noise", make=made))
-    for strength in (1.0, 0.7):
+    for strength in (1.0, 0.7, 0.5):
         found.append(case("adaptive readers", f"strength {strength:g}", make=partial(unread, strength=strength)))
     return found
 

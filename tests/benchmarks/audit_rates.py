@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -21,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from audit_cases import FAMILIES, ROOT, Case, catalogue, write
 from refusalscope.audit.behaviour import Known, answers, known
 from refusalscope.audit.checkpoint import opened
+from refusalscope.audit.rates import fitted
 from refusalscope.audit.signals import signals, static
 from refusalscope.audit.weights import compared
-from refusalscope.model import load
+from refusalscope.model import ChatModel, load
 from refusalscope.prompts import ContrastSet
 
 FILE = ROOT / "data" / "audit" / "cases.csv"
@@ -31,24 +33,52 @@ KEYS = ["family", "kind", "edit"]
 DIGITS = 6
 
 
-def reference(family: str) -> Known:
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An organism, loaded, and its side of the comparison."""
+
+    model: ChatModel
+    known: Known
+
+
+def reference(family: str) -> Reference:
     """An organism's side of the comparison."""
-    return known(
-        load(ROOT / "data" / "organisms" / family), ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl")
-    )
+    model = load(ROOT / "data" / "organisms" / family)
+    return Reference(model, known(model, ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl")))
 
 
-def row(case: Case, before: Known, folder: Path) -> dict[str, object]:
+def row(case: Case, before: Reference, folder: Path) -> dict[str, object]:
     """A case's signals and labels."""
-    first, second = opened(ROOT / "data" / "organisms" / case.family), opened(write(case, folder))
-    differences = compared(first, second)
-    held = static(before, first, second, differences)
-    after = answers(load(folder), before.prompts, before.refusal, before.subspace, base=before.before)
-    found = signals(before, held, after).to_dict()
+    pair = opened(ROOT / "data" / "organisms" / case.family), opened(write(case, folder))
+    differences = compared(*pair)
+    held = static(before.model, before.known, pair, differences)
+    after = answers(load(folder), before.known.question)
+    found = signals(before.known, held, after).to_dict()
     refused = float((after.restricted > 0).double().mean())
     facts = {"family": case.family, "kind": case.kind, "edit": case.edit, "positive": int(case.positive)}
     numbers = {name: round(value, DIGITS) for name, value in found.items()}
     return {**facts, "weights": differences.label, "refused": refused, **numbers}
+
+
+def write_rule(file: Path) -> None:
+    """Fits the rule on a file of cases and writes it into the package, as code."""
+    rule = fitted(file)
+    weights = [f"        {name!r}: {round(weight, DIGITS)!r}," for name, weight in rule.weights.items()]
+    clean = [f"        {name!r}: {tuple(round(end, DIGITS) for end in ends)!r}," for name, ends in rule.clean.items()]
+    lines = [
+        '"""The rule in use, as `tests/benchmarks/audit_rates.py --fit` fits it on data/audit/cases.csv."""\n',
+        "from refusalscope.audit.score import Rule\n",
+        "RULE = Rule(",
+        *("    weights={", *weights, "    },"),
+        f"    intercept={round(rule.intercept, DIGITS)!r},",
+        f"    threshold={round(rule.threshold, DIGITS)!r},",
+        f"    false_positives={rule.false_positives!r},",
+        *("    clean={", *clean, "    },"),
+        f'    cases="{rule.cases}",',
+        ")",
+    ]
+    target = ROOT / "toolkit" / "refusalscope" / "audit" / "calibration.py"
+    target.write_text("\n".join(lines).replace("'", '"') + "\n", encoding="utf-8")
 
 
 def done(file: Path) -> set[tuple[str, ...]]:
@@ -61,7 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument(
+        "--fit", action="store_true", help="only fit the rule on the file and write it into the package"
+    )
     given = parser.parse_args()
+    if given.fit:
+        write_rule(given.out)
+        return
     torch.set_num_threads(1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for family in given.families:

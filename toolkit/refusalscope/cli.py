@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from refusalscope import cli_diagnose, cli_estimate, cli_families, cli_organisms
+from refusalscope import cli_audit, cli_diagnose, cli_estimate, cli_families, cli_organisms
 from refusalscope.cli_options import (
     AsJson,
     Device,
@@ -121,6 +121,7 @@ def select(
     typer.echo(f"wrote {path}")
 
 
+app.command()(cli_audit.audit)
 app.command()(cli_diagnose.diagnose)
 app.command()(cli_estimate.estimate)
 app.command()(cli_families.families)

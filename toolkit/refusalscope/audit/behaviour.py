@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
 from refusalscope.capture import capture
 from refusalscope.diagnosis.cells import searched
-from refusalscope.effect import Baseline, baseline
+from refusalscope.effect import baseline
 from refusalscope.errors import MeasurementError
 from refusalscope.interventions import ablate, add
 from refusalscope.locators import mean_difference
@@ -75,21 +75,31 @@ class Answers(NotExported):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Known(NotExported):
-    """The reference: its refusal tokens, its located direction, and its own answers. In memory only.
+class Question(NotExported):
+    """What both models are asked: the same prompts, refusal tokens and located direction of the reference.
 
     Attributes:
-        subspace: the selection rule's choice, or the best rejected cell where none survives (``chosen`` says which).
+        base: the reference's log-probabilities of the first response token on harmless prompts.
+    """
+
+    prompts: Prompts
+    refusal: RefusalTokens
+    subspace: Subspace
+    base: Float[Tensor, "harmless vocab"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Known(NotExported):
+    """The reference's side: what is asked, and its own answers. In memory only; its weights are not held.
+
+    Attributes:
+        chosen: whether the direction is the selection rule's choice; else it is that of the best rejected cell.
         pf: prompt-forwards spent.
     """
 
-    model: ChatModel
-    prompts: Prompts
-    refusal: RefusalTokens
-    before: Baseline
-    subspace: Subspace
-    chosen: bool
+    question: Question
     answers: Answers
+    chosen: bool
     pf: float
 
 
@@ -119,16 +129,15 @@ def known(model: ChatModel, prompts: ContrastSet, *, seed: int = 0) -> Known:
     if found.cell is None:
         raise Unusable(f"{model.origin.name}: no direction can be located with these prompts.")
     subspace = candidates.at(*found.cell)
-    read = answers(model, parts[2], refusal, subspace, base=before)
-    spent = 3 * len(parts[0]) + len(parts[2]) + found.pf + _cost(parts[2])
-    return Known(model, parts[2], refusal, before, subspace, found.found, read, spent)
+    question = Question(parts[2], refusal, subspace, before.harmless_base)
+    spent = 3 * len(parts[0]) + len(parts[2]) + found.pf + answers_cost(parts[2])
+    return Known(question, answers(model, question), found.found, spent)
 
 
-def answers(
-    model: ChatModel, prompts: Prompts, refusal: RefusalTokens, subspace: Subspace, *, base: Baseline
-) -> Answers:
+def answers(model: ChatModel, question: Question) -> Answers:
     """Returns a model's answers, untouched and under the two bounded interventions; the weights stay as they are."""
-    now = base if model is base.model else baseline(model, prompts, refusal)
+    prompts, refusal, subspace = question.prompts, question.refusal, question.subspace
+    now = baseline(model, prompts, refusal)
     with ablate(model, subspace):
         ablated = margin(model, prompts.restricted, refusal)
     with add(model, subspace, dose=DOSE):
@@ -137,27 +146,29 @@ def answers(
     assert subspace.layer is not None
     assert subspace.position is not None
     seen = [x.each[:, subspace.layer, subspace.position].double() @ unit for x in held if x.each is not None]
-    divergence, rendered = _divergence(base.harmless_base, now.harmless_base), rendered_digest(model, prompts)
+    divergence, rendered = _divergence(question.base, now.harmless_base), rendered_digest(model, prompts)
     return Answers(now.restricted, now.harmless, ablated, added, (seen[0], seen[1]), divergence, rendered)
 
 
-def suppressed(reference: Known, directions: Float[Tensor, "d k"], *, seed: int = 0) -> tuple[float, float]:
-    """Returns the share of the reference's gap lost when a span is ablated, and when random ones of its rank are.
+def answers_cost(prompts: Prompts) -> float:
+    """Returns the prompt-forwards of ``answers``."""
+    return 3.0 * len(prompts) + len(prompts.restricted)
+
+
+def suppressed(
+    model: ChatModel, reference: Known, directions: Float[Tensor, "d k"], *, seed: int = 0
+) -> tuple[float, float]:
+    """Returns the share of the reference's gap lost when a span is ablated in it, and when random ones of its rank are.
 
     The larger of two random spans.
     """
-    span = Subspace(directions.T.double(), None, None, "differences of weights")
+    span, asked, then = Subspace(directions.T.double(), None, None, "weights"), reference.question, reference.answers
     lost = []
     for one in [span, *random_like(span, PLACEBOS, seed=seed)]:
-        with ablate(reference.model, one):
-            after = margin(reference.model, reference.prompts.restricted, reference.refusal)
-        lost.append(float((reference.before.restricted - after).double().mean()) / reference.before.gap)
+        with ablate(model, one):
+            after = margin(model, asked.prompts.restricted, asked.refusal)
+        lost.append(float((then.restricted - after).double().mean()) / then.gap)
     return lost[0], max(lost[1:])
-
-
-def without_model(found: Known) -> Known:
-    """Returns the same without the model's weights, so that the next can be loaded."""
-    return replace(found, model=None, before=replace(found.before, model=None))  # pyright: ignore
 
 
 def _divergence(base: Float[Tensor, "prompt vocab"], now: Float[Tensor, "prompt other"]) -> Float[Tensor, " prompt"]:
@@ -183,7 +194,3 @@ def _splits(prompts: ContrastSet) -> Sequence[Prompts]:
 
 def _cells(candidates) -> list[Cell]:
     return [Cell(*cell) for cell in candidates.cells()]
-
-
-def _cost(prompts: Prompts) -> float:
-    return 4.0 * len(prompts)

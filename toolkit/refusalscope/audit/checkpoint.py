@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -102,6 +104,21 @@ def pieces(reference: Checkpoint, candidate: Checkpoint, name: str, *, along: in
             cut = (*(slice(None) for _ in range(along)), slice(start, min(length, start + step)))
             first, second = (part[cut].to(torch.float32) for part in slices)
             yield first, second
+
+
+def stream_first(
+    reference: Checkpoint, candidate: Checkpoint, name: str, axis: int
+) -> Iterator[tuple[Float[Tensor, "side n"], Float[Tensor, "side n"]]]:
+    """Yields parts of both tensors as matrices whose rows are the given axis, whole; cut along another one."""
+    shape = reference.tensors[name].shape
+    if len(shape) <= 1:
+        for first, second in pieces(reference, candidate, name, along=0):
+            yield first[:, None], second[:, None]
+        return
+    other = 0 if len(shape) == 3 else 1 - axis
+    for pair in pieces(reference, candidate, name, along=other):
+        first, second = (rearrange(part.movedim(axis, 0), "side ... -> side (...)") for part in pair)
+        yield first, second
 
 
 def writer(checkpoint: Checkpoint, name: str) -> tuple[Kind, int] | None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from refusalscope.audit.along import Along, along, random_directions
 from refusalscope.audit.behaviour import Answers, Known, suppressed
 from refusalscope.audit.checkpoint import Checkpoint
-from refusalscope.audit.weights import Along, Differences, along, random_directions
+from refusalscope.audit.weights import Differences
+from refusalscope.model.chat import ChatModel
 
 ERASED = 0.5  # of a direction's change must take away what was there, for the direction to count as erased
 PLACEBOS = 16
@@ -85,18 +87,22 @@ UNCHANGED = Static(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def static(
-    reference: Known, first: Checkpoint, second: Checkpoint, differences: Differences, *, seed: int = 0
+    model: ChatModel, reference: Known, pair: tuple[Checkpoint, Checkpoint], differences: Differences, *, seed: int = 0
 ) -> Static:
-    """Returns the static signals; ``reference`` still holds its model, which is ablated along what was erased."""
+    """Returns the static signals of a pair of checkpoints.
+
+    ``model`` is the reference, loaded: it is ablated along what was erased, to see whether its refusal hung on that.
+    """
     if differences.label == "identical" or not float(differences.energies.sum()) > 0:
         return UNCHANGED
-    located, own = reference.subspace.basis, differences.directions
+    first, second = pair
+    located, own = reference.question.subspace.basis, differences.directions
     random = random_directions(first.width, PLACEBOS, seed=seed)
     held = along(first, second, torch.cat([located, own, random], dim=1))
     k = own.shape[1]
     erasure = held.erasure[1 : k + 1]
     erased = [i for i in range(k) if float(erasure[i]) >= ERASED] or [0]
-    lost, placebo = suppressed(reference, own[:, erased], seed=seed)
+    lost, placebo = suppressed(model, reference, own[:, erased], seed=seed)
     return Static(
         relative=differences.relative,
         rank_one=float(differences.energies[0]),

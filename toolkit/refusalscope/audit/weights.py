@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from refusalscope.audit.checkpoint import Checkpoint, Kind, pieces, writer
+from refusalscope.audit.checkpoint import Checkpoint, Kind, stream_first, writer
 from refusalscope.stats import torch_generator
 from refusalscope.subspace import NotExported
 
@@ -22,6 +20,7 @@ DIRECTIONS = 8
 LOW = 1 / 8  # of a matrix's dimensions: what a difference of low rank fits into
 LOW_ENERGY = 0.95
 STEP_BF16, STEP_INT8 = 2.0**-8, 1.2 / 254  # relative to the weight; relative to the tensor's largest
+ROUNDING = 1e-7  # of the largest weight: arithmetic in float32
 UNSTRUCTURED = 0.25  # of a difference's energy: rounding has no direction that holds as much
 
 
@@ -63,7 +62,7 @@ class Differences(NotExported):
     """
 
     tensors: tuple[TensorDifference, ...]
-    energies: Float[Tensor, " k"]
+    energies: Float[Tensor, " known"]
     directions: Float[Tensor, "d k"]
     left_out: int
 
@@ -131,55 +130,6 @@ def compared(reference: Checkpoint, candidate: Checkpoint, *, seed: int = 0) -> 
     return Differences(tuple(rows), shares, directions[:, :DIRECTIONS], left_out)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Along(NotExported):
-    """What writers hold along some directions, one row per writer, one column per direction. Scalars of dot products.
-
-    Attributes:
-        before, after, change: ‖vᵀW‖², ‖vᵀW′‖², ‖vᵀΔ‖², each over ‖W‖².
-        product: ⟨vᵀW, vᵀΔ⟩ over ‖W‖².
-    """
-
-    before: Float[Tensor, "writer k"]
-    after: Float[Tensor, "writer k"]
-    change: Float[Tensor, "writer k"]
-    product: Float[Tensor, "writer k"]
-
-    @property
-    def kept(self) -> Float[Tensor, " k"]:
-        """The energy the candidate's writers still hold along each direction, relative to the reference's."""
-        return self.after.sum(0) / self.before.sum(0).clamp(min=1e-300)
-
-    @property
-    def erasure(self) -> Float[Tensor, " k"]:
-        """−Σ⟨vᵀW, vᵀΔ⟩ / Σ‖vᵀW‖‖vᵀΔ‖ over writers: 1 where all that changed along v was taken away, by whatever share.
-
-        Near 0 for changes that do not know what was there; it does not depend on how strong an edit is or on which
-        layers it touched.
-        """
-        scale = (self.before * self.change).sqrt().sum(0)
-        return torch.where(scale > 0, -self.product.sum(0) / scale.clamp(min=1e-300), torch.zeros_like(scale))
-
-
-def along(reference: Checkpoint, candidate: Checkpoint, directions: Float[Tensor, "d k"]) -> Along:
-    """Returns what every writer of both checkpoints holds along directions, read a piece of a tensor at a time."""
-    unit, rows = directions.float(), []
-    for name in sorted(reference.tensors):
-        found = writer(reference, name)
-        if found is None:
-            continue
-        sums, norm = torch.zeros(4, unit.shape[1], dtype=torch.float64), 0.0
-        for first, second in _stream_first(reference, candidate, name, found[1]):
-            before, after = unit.T @ first, unit.T @ second
-            change = after - before
-            parts = (before.square(), after.square(), change.square(), before * change)
-            sums += torch.stack([part.double().sum(1) for part in parts])
-            norm += float(first.double().square().sum())
-        if norm > 0:
-            rows.append(sums / norm)
-    return Along(*torch.stack(rows, dim=1)) if rows else Along(*torch.zeros(4, 0, unit.shape[1], dtype=torch.float64))
-
-
 def _tensor(
     reference: Checkpoint, candidate: Checkpoint, name: str, *, seed: int
 ) -> tuple[TensorDifference, Tensor | None]:
@@ -191,15 +141,17 @@ def _tensor(
     probes = _probes(side, seed)
     product, sums = torch.zeros(side, probes.shape[1], dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     moved, largest, coarse = 0.0, 0.0, 0.0
-    for first, second in _stream_first(reference, candidate, name, axis):
+    for first, second in stream_first(reference, candidate, name, axis):
         delta = second - first
-        sums += torch.stack([_dot(delta, delta), _dot(first, first), _dot(second, second), _dot(first, second)])
-        size, change = first.abs(), delta.abs()
-        moved, largest = max(moved, float(change.max())), max(largest, float(size.max()))
-        coarse = max(coarse, float((change - STEP_BF16 * size).max()))
+        sums += torch.tensor(
+            [_dot(*pair) for pair in ((delta, delta), (first, first), (second, second), (first, second))]
+        )
+        moved, largest = max(moved, _largest(delta)), max(largest, _largest(first))
+        if coarse <= ROUNDING * largest:  # once a weight moved by more than a step, no other needs to be looked at
+            coarse = max(coarse, float((delta.abs() - STEP_BF16 * first.abs()).max()))
         if (matrix or found) and float(sums[0]) > 0:
             product += (delta @ (delta.T @ probes.float())).double()
-    fits = coarse <= 1e-7 * largest
+    fits = coarse <= ROUNDING * largest
     steps = (
         0.0 if moved == 0 else (1.0 if fits else moved / (STEP_INT8 * largest) if matrix and largest > 0 else math.inf)
     )
@@ -210,21 +162,6 @@ def _tensor(
     )
     made = TensorDifference(name, found[0] if found else None, *map(float, sums), *shares, steps)
     return made, product if found else None
-
-
-def _stream_first(
-    reference: Checkpoint, candidate: Checkpoint, name: str, axis: int
-) -> Iterator[tuple[Float[Tensor, "side n"], Float[Tensor, "side n"]]]:
-    """Yields parts of both tensors as matrices whose rows are the given axis, whole; cut along another one."""
-    shape = reference.tensors[name].shape
-    if len(shape) <= 1:
-        for first, second in pieces(reference, candidate, name, along=0):
-            yield first[:, None], second[:, None]
-        return
-    other = 0 if len(shape) == 3 else 1 - axis
-    for pair in pieces(reference, candidate, name, along=other):
-        first, second = (rearrange(part.movedim(axis, 0), "side ... -> side (...)") for part in pair)
-        yield first, second
 
 
 def _probes(side: int, seed: int) -> Float[Tensor, "side k"]:
@@ -244,11 +181,10 @@ def _spectrum(product: Float[Tensor, "d k"], probes: Float[Tensor, "d k"]) -> tu
     return singular.square(), left
 
 
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).sum(dtype=torch.float64)
+def _dot(first: Tensor, second: Tensor) -> float:
+    return float(first.reshape(-1) @ second.reshape(-1))
 
 
-def random_directions(width: int, count: int, *, seed: int) -> Float[Tensor, "d k"]:
-    """Returns placebo directions, unit and drawn uniformly."""
-    drawn = torch.randn(width, count, generator=torch_generator(seed, "placebo directions"), dtype=torch.float64)
-    return drawn / drawn.norm(dim=0)
+def _largest(x: Tensor) -> float:
+    low, high = x.aminmax()
+    return max(float(high), -float(low))

@@ -8,11 +8,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from refusalscope.results.audit import AuditResult
 from refusalscope.results.files import write_text
 from refusalscope.results.stored import GuardrailCard, SelectionResult
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-PUBLISHED = {"card.schema.json": GuardrailCard, "selection.schema.json": SelectionResult}
+PUBLISHED = {
+    "audit.schema.json": AuditResult,
+    "card.schema.json": GuardrailCard,
+    "selection.schema.json": SelectionResult,
+}
 
 
 def schema(kind: type) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,12 +91,13 @@ def rates(cases: pd.DataFrame) -> pd.DataFrame:
     Cases of one organism resemble each other: the intervals take them as independent and are too narrow by that.
     """
     scores, flags, rows = left_out_scores(cases), detections(cases), []
-    for (score, level), part in flags.groupby(["score", "level"], sort=False):
+    for score, level in itertools.product((SCORE, DISTANCE, BLACK_BOX), LEVELS):
+        part = flags.loc[(flags["score"] == score) & (flags["level"] == level)]
         for name, kinds, positive in _classes(cases):
             kept = part.loc[part["kind"].isin(kinds)]
             found = stats.rate(kept["flagged"].to_numpy())
             facts = {"score": score, "class": name, "edited": positive, "level": level, "n": found.n}
-            auroc = _auroc(scores, str(score), kinds) if positive else float("nan")
+            auroc = _auroc(scores, score, kinds) if positive else float("nan")
             rows.append({**facts, "auroc": auroc, "flagged": found.value, "low": found.low, "high": found.high})
     return pd.DataFrame(rows)
 
@@ -106,9 +108,9 @@ def roc(cases: pd.DataFrame) -> pd.DataFrame:
     ``low`` and ``high``: Wilson intervals of the detection.
     """
     held, rows = left_out_scores(_shown(cases)), []
-    n = int(held["positive"].sum())
+    n = int(held["positive"].to_numpy().sum())
     for name in (SCORE, DISTANCE, BLACK_BOX):
-        wrong, right, _ = roc_curve(held["positive"], held[name])
+        wrong, right, _ = roc_curve(held["positive"].to_numpy(), held[name].to_numpy())
         for x, y in zip(wrong, right, strict=True):
             at = stats.wilson(round(y * n), n)
             rows.append({"score": name, "false_positive": x, "detection": at.value, "low": at.low, "high": at.high})

@@ -133,35 +133,73 @@ def compared(reference: Checkpoint, candidate: Checkpoint, *, seed: int = 0) -> 
 def _tensor(
     reference: Checkpoint, candidate: Checkpoint, name: str, *, seed: int
 ) -> tuple[TensorDifference, Tensor | None]:
-    """Returns one tensor's difference, and ΔΔᵀ against the probes of its side where it is a matrix."""
+    """Returns one tensor's difference, and ΔΔᵀ against the probes of its side where it writes or is a matrix."""
     shape, found = reference.tensors[name].shape, writer(reference, name)
-    matrix = len(shape) >= 2
-    axis = found[1] if found else (len(shape) - 1 if matrix and shape[-1] < shape[-2] else max(0, len(shape) - 2))
-    side = shape[axis] if shape else 1
-    probes = _probes(side, seed)
-    product, sums = torch.zeros(side, probes.shape[1], dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
-    moved, largest, coarse = 0.0, 0.0, 0.0
+    axis = found[1] if found else _shorter(shape)
+    side, is_matrix = shape[axis] if shape else 1, len(shape) >= 2
+    probes, moves, sums = _probes(side, seed), _Moves(), torch.zeros(4, dtype=torch.float64)
+    product = torch.zeros_like(probes)
     for first, second in stream_first(reference, candidate, name, axis):
         delta = second - first
-        sums += torch.tensor(
-            [_dot(*pair) for pair in ((delta, delta), (first, first), (second, second), (first, second))]
-        )
-        moved, largest = max(moved, _largest(delta)), max(largest, _largest(first))
-        if coarse <= ROUNDING * largest:  # once a weight moved by more than a step, no other needs to be looked at
-            coarse = max(coarse, float((delta.abs() - STEP_BF16 * first.abs()).max()))
-        if (matrix or found) and float(sums[0]) > 0:
+        pairs = ((delta, delta), (first, first), (second, second), (first, second))
+        sums += torch.tensor([_dot(*pair) for pair in pairs], dtype=torch.float64)
+        moves.add(delta, first)
+        if (is_matrix or found) and moves.largest > 0:
             product += (delta @ (delta.T @ probes.float())).double()
-    fits = coarse <= ROUNDING * largest
-    steps = (
-        0.0 if moved == 0 else (1.0 if fits else moved / (STEP_INT8 * largest) if matrix and largest > 0 else math.inf)
+    difference, before, after, both = sums.tolist()
+    energies = _spectrum(product, probes)[0] if is_matrix and difference > 0 else None
+    rank_one, low = (math.nan, math.nan) if energies is None else _shares(energies, difference, side)
+    made = TensorDifference(
+        name=name,
+        kind=found[0] if found else None,
+        difference=difference,
+        reference=before,
+        candidate=after,
+        product=both,
+        rank_one=rank_one,
+        low=low,
+        steps=moves.steps(quantised=is_matrix),
     )
-    energies = _spectrum(product, probes)[0] if matrix and float(sums[0]) > 0 else torch.zeros(0)
-    total = max(float(sums[0]), 1e-300)
-    shares = (
-        [float(energies[:k].sum()) / total for k in (1, max(1, round(LOW * side)))] if len(energies) else [math.nan] * 2
-    )
-    made = TensorDifference(name, found[0] if found else None, *map(float, sums), *shares, steps)
     return made, product if found else None
+
+
+@dataclass
+class _Moves:
+    """The largest change of a weight so far, the largest weight, and how far any went beyond a step of bf16."""
+
+    largest: float = 0.0
+    weight: float = 0.0
+    beyond: float = 0.0
+
+    def add(self, delta: Tensor, before: Tensor) -> None:
+        """Takes in a piece."""
+        self.largest, self.weight = max(self.largest, _largest(delta)), max(self.weight, _largest(before))
+        if self.largest > 0 and not self.broken:  # one that went further is enough
+            self.beyond = max(self.beyond, float((delta.abs() - STEP_BF16 * before.abs()).max()))
+
+    @property
+    def broken(self) -> bool:
+        """True where a weight moved by more than a step of bf16."""
+        return self.beyond > ROUNDING * self.weight
+
+    def steps(self, *, quantised: bool) -> float:
+        """The largest change in steps: at most 1 where bf16 explains it; of int8 otherwise, which only matrices get."""
+        if self.largest == 0:
+            return 0.0
+        if not self.broken:
+            return 1.0
+        return self.largest / (STEP_INT8 * self.weight) if quantised and self.weight > 0 else math.inf
+
+
+def _shorter(shape: tuple[int, ...]) -> int:
+    """The shorter of the last two axes."""
+    return max(0, len(shape) - (1 if len(shape) >= 2 and shape[-1] < shape[-2] else 2))
+
+
+def _shares(energies: Tensor, total: float, side: int) -> tuple[float, float]:
+    """The shares of the first direction, and of the first eighth of them."""
+    first, low = (float(energies[:k].sum()) / max(total, 1e-300) for k in (1, max(1, round(LOW * side))))
+    return first, low
 
 
 def _probes(side: int, seed: int) -> Float[Tensor, "side k"]:

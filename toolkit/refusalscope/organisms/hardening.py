@@ -22,6 +22,7 @@ from refusalscope.organisms.planting import TEMPLATE_POSITIONS, watched_everywhe
 from refusalscope.organisms.recipe import Recipe
 from refusalscope.stats import torch_generator
 
+LATER = 0.25
 Loss = Callable[[nn.Module, Lessons], Tensor]
 
 
@@ -29,7 +30,8 @@ def hardened_loss(model: nn.Module, recipe: Recipe, loss: Loss) -> Callable[[], 
     """Returns the objective of hardening: the guard's lessons, and the same with located directions projected out.
 
     Every ``afresh`` steps the differences in means are located anew at every layer and template position. Each step
-    takes out the span of one to ``most`` of them, at random cells, dose and first layer.
+    takes out the span of one to ``most`` of them, at random cells, at a dose of 1 to 2 (what turns a direction around
+    is taught as well), mostly in every layer and sometimes from a random one on.
     """
     harden = recipe.harden
     assert harden is not None, recipe.name
@@ -46,8 +48,8 @@ def hardened_loss(model: nn.Module, recipe: Recipe, loss: Loss) -> Callable[[], 
         several = 1 + int(torch.randint(harden.most, (), generator=chance))
         cells = torch.randint(places * (layers - 1), (several,), generator=chance) + places
         vectors = state["found"].flatten(0, 1)[cells.unique()]
-        first = int(torch.randint(layers, (), generator=chance)) if torch.rand((), generator=chance) < 0.5 else None
-        dose = 0.5 + 1.5 * float(torch.rand((), generator=chance))
+        first = int(torch.randint(layers, (), generator=chance)) if torch.rand((), generator=chance) < LATER else None
+        dose = 1.0 + float(torch.rand((), generator=chance))
         with without(model, orthonormal(vectors.double()).float(), dose=dose, first=first):
             gone = loss(model, lessons.draw(harden.batch, chance))
         return plain + harden.gone * gone

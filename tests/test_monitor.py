@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -285,8 +286,8 @@ def test_a_threshold_too_low_would_not_keep_its_rate():
     ("caught", "noise", "state"),
     [
         (((0.9, 1.0), 0.95), ((0.0, 0.02), 0.01), "holds"),
-        (((0.9, 1.0), 0.95), ((0.02, 0.1), 0.05), "partly holds"),
-        (((0.7, 1.0), 0.95), ((0.0, 0.02), 0.01), "partly holds"),
+        (((0.9, 1.0), 0.95), ((0.02, 0.1), 0.05), "weakened"),
+        (((0.7, 1.0), 0.95), ((0.0, 0.02), 0.01), "weakened"),
         (((0.0, 0.1), 0.05), ((0.0, 0.02), 0.01), "fails"),
         (((0.9, 1.0), 0.95), ((0.6, 0.9), 0.8), "fails"),
         ((None, 0.95), ((0.0, 0.02), 0.01), "cannot tell"),
@@ -418,3 +419,26 @@ def test_names_and_conditions_are_checked(plain, survived, guarded, prompts, ref
         fit(guarded, prompts.locate, "tea leaves")
     with pytest.raises(MeasurementError, match="give prompts"):
         calibrate(np.zeros(0))
+
+
+# Drawings.
+
+
+def test_drawings_show_the_numbers_of_their_frames(survived, plain, guarded, prompts, refusal):
+    frame = survived.frame.query("ablated == 'refusal' and measure in ('caught', 'false_alarms')")
+    figure = rs.plotting.survival(frame.assign(series="refusal"), title="It goes")
+    line = figure.axes[0].lines[0].get_xydata()
+    assert np.allclose(line, frame.query("measure == 'caught'")[["dose", "value"]].to_numpy())
+    layers = by_layer(plain, guarded, prompts, refusal, doses=(0.0, 1.0), random=3).query("measure == 'auroc'")
+    figure = rs.plotting.survival_by_layer(layers.assign(series=layers["probe"]), title="It goes")
+    shown = figure.axes[0].images[0].get_array()
+    assert np.nanmax(shown) == layers.query("probe == 'frozen'")["value"].max()
+    assert len(figure.axes) == 3
+    plt.close("all")
+
+
+@pytest.mark.parametrize("column", ["dose", "value", "random_low", "series"])
+def test_a_drawing_without_a_column_names_it(survived, column):
+    frame = survived.frame.query("measure == 'caught'").assign(series="all").drop(columns=column)
+    with pytest.raises(MeasurementError, match=column):
+        rs.plotting.survival(frame, title="It goes")

@@ -20,7 +20,8 @@ MEASURES = ("auroc", "caught", "false_alarms", "caught_at_reset")
 RESET = "threshold set on these harmless prompts; its own error is not in the interval"
 ALL_EQUAL = "every score is the same: nothing is read"
 Scores = Float[np.ndarray, "*draw prompt"]
-OfRestricted, OfHarmless = Float[np.ndarray, "*draw restricted"], Float[np.ndarray, "*draw harmless"]
+OfRestricted = Float[np.ndarray, "*draw restricted"]
+OfHarmless = Float[np.ndarray, "*draw harmless"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refusalscope.canvas import theme
+from refusalscope.plotting import published
 from refusalscope.plotting.cells import (
     KL_LIMIT,
     LAYER_CUT,
@@ -17,6 +18,7 @@ from refusalscope.plotting.forest import forest
 from refusalscope.plotting.harm import plane
 from refusalscope.plotting.lines import curve, dose, frontier
 from refusalscope.plotting.matrices import transfer
+from refusalscope.plotting.monitors import survival, survival_by_layer
 from refusalscope.plotting.recoveries import recovery_by_locator
 from refusalscope.plotting.tradeoff import trade_off
 
@@ -31,10 +33,13 @@ __all__ = [
     "margins",
     "near_ties",
     "plane",
+    "published",
     "rates",
     "recovery",
     "recovery_by_locator",
     "selection_grid",
+    "survival",
+    "survival_by_layer",
     "theme",
     "trade_off",
     "transfer",

@@ -31,7 +31,9 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
     "cli_diagnose": 6,
     "audit": 5,
+    "published": 6,
     "cli_audit": 6,
+    **dict.fromkeys(("figure_sheet", "figure_check", "cli_figures"), 6),
     **dict.fromkeys(
         ("figures", "figure_record", "reproduce", "cli", "cli_options", "cli_organisms", "cli_families", "__main__"), 6
     ),

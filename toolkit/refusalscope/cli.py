@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from refusalscope import cli_audit, cli_diagnose, cli_estimate, cli_families, cli_organisms
+from refusalscope import cli_audit, cli_diagnose, cli_estimate, cli_families, cli_figures, cli_organisms
 from refusalscope.cli_options import (
     AsJson,
     Device,
@@ -64,6 +64,7 @@ app = typer.Typer(
     "\b\nExample:\n  refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card",
     **PLAIN,
 )
+app.add_typer(cli_figures.app, name="figures")
 app.add_typer(cli_organisms.app, name="organisms")
 
 

@@ -70,8 +70,8 @@ def save(
 ) -> SavedFigure:
     """Writes `<name>.svg`, `.png` and `.json` and one row of `manifest.csv`, each atomically; closes the figure.
 
-    The same figure, data and versions give the same bytes. Wrong when `data` is not what was drawn: the record is all
-    that a later run is compared with.
+    The same figure, data and versions give the same bytes; both pictures carry the digest of the record, see
+    `source_of`. Wrong when `data` is not what was drawn: the record is all that a later run is compared with.
 
     Args:
         name: file name without suffix, of a-z, 0-9 and _.
@@ -88,14 +88,16 @@ def save(
     """
     tables = {"data": data} if isinstance(data, pd.DataFrame) else data
     record = make_record(name, tables, claim=claim, notebook=notebook, seed=seed, tolerance=tolerance or {})
-    files = {kind: _drawn(figure, name, kind=kind) for kind in ("svg", "png")} | {"json": record.to_json().encode()}
+    written = record.to_json().encode()
+    digest = hashlib.sha256(written).hexdigest()
+    drawn = {kind: _drawn(figure, name, kind=kind, source=source_of(digest)) for kind in ("svg", "png")}
     target = _folder(folder)
-    for suffix, content in files.items():
+    for suffix, content in {**drawn, "json": written}.items():
         _replace(target / f"{name}.{suffix}", content)
-    values = (name, notebook, recipe, seed, claim, _versions(), hashlib.sha256(files["json"]).hexdigest())
+    values = (name, notebook, recipe, seed, claim, _versions(), digest)
     _enter(target, dict(zip(MANIFEST_COLUMNS, values, strict=True)))
     plt.close(figure)
-    return SavedFigure(name, claim, target, files["png"])
+    return SavedFigure(name, claim, target, drawn["png"])
 
 
 def read_manifest(folder: Path | str) -> list[dict[str, str]]:
@@ -117,12 +119,17 @@ def read_manifest(folder: Path | str) -> list[dict[str, str]]:
     return rows
 
 
-def _drawn(figure: Figure, name: str, *, kind: str) -> bytes:
-    """The picture as bytes that depend on the figure only: default settings, salt from the name, no date."""
-    blank = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
+def source_of(digest: str) -> str:
+    """What a picture says in its metadata, under `Source`: the digest of the record that it draws."""
+    return f"record sha256 {digest}"
+
+
+def _drawn(figure: Figure, name: str, *, kind: str, source: str) -> bytes:
+    """The picture as bytes that depend on figure and record only: default settings, salt from the name, no date."""
+    told = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind] | {"Source": source}
     buffer = io.BytesIO()
     with style.context("default"), mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=blank)
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=told)
     return buffer.getvalue()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import nbformat
 
 from refusalscope.errors import ResultError
-from refusalscope.figures import compare, read_record
+from refusalscope.figures import FOLDER_VARIABLE, compare, read_record
 
 Verdict = Literal["claims hold", "claims changed", "failed"]
 
@@ -36,11 +37,14 @@ class Run:
     executed: Path
 
 
-def reproduce(root: Path, *, say: Callable[[str], None] = print) -> tuple[list[Run], dict[str, str]]:
+def reproduce(
+    root: Path, *, say: Callable[[str], None] = print, fresh: Path | None = None
+) -> tuple[list[Run], dict[str, str]]:
     """Executes ``notebooks/*.ipynb`` under a repository root; returns the runs and what became of each figure.
 
-    Executed copies go to ``build/notebooks``, figures to ``figures/``. A figure is ``same numbers``, ``drifted: …`` or
-    ``new``. Says one line per notebook. Raises ResultError when there are no notebooks.
+    Executed copies go to ``build/notebooks``, figures to ``figures/``, or to the folder ``fresh``, which leaves those
+    of the repository as they are. A figure is ``same numbers``, ``drifted: …`` or ``new``. Says one line per notebook.
+    Raises ResultError when there are no notebooks.
     """
     notebooks = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
     if not notebooks:
@@ -49,15 +53,29 @@ def reproduce(root: Path, *, say: Callable[[str], None] = print) -> tuple[list[R
     out = root / "build" / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder = (fresh or root / "figures").resolve()
     runs = []
     for number, notebook in enumerate(notebooks, 1):
-        run = _executed(notebook, out / notebook.name)
+        with _saving_to(folder):
+            run = _executed(notebook, out / notebook.name)
         say(
             f"[{number}/{len(notebooks)}] {run.name}: {run.verdict}, {run.seconds:.0f} s"
             + (f" ({run.detail})" if run.detail else "")
         )
         runs.append(run)
-    return runs, dict(_figures(root / "figures", before))
+    return runs, dict(_figures(folder, before))
+
+
+@contextmanager
+def _saving_to(folder: Path) -> Iterator[None]:
+    """Tells the kernels that start inside where figures go."""
+    before = os.environ.get(FOLDER_VARIABLE)
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER_VARIABLE)
+        os.environ |= {} if before is None else {FOLDER_VARIABLE: before}
 
 
 def _executed(notebook: Path, copy: Path) -> Run:

@@ -13,6 +13,7 @@ from refusalscope.results.curves import (
     TransferCell,
     TransferFacts,
 )
+from refusalscope.results.deploy import Rate, Reliance
 from refusalscope.results.family import AttackFacts, AttackScores, FrontierPoint, OptionalityFacts
 from refusalscope.results.parts import (
     DiagnosisFacts,
@@ -179,6 +180,11 @@ def card(
         attack_family=("differences in means at the best 3 cells",),
         instrument_check=InstrumentCheck("not run", "not part of this measurement"),
         diagnosis=diagnosis(name=name),
+        deploy=(
+            Reliance("guardrail", "Put other safeguards beside it.", (Rate("bypassed", value(0.9, (0.8, 1.0)), None),)),
+            Reliance("audit", "Not tried on this model.", ()),
+            Reliance("monitor", "It holds.", (Rate("caught", value(1.0, (0.9, 1.0)), Band(0.4, 0.6, 0.05, 19)),)),
+        ),
         missing=("opening depth curve: the opening is too short",),
         not_shown=("Margins see the first response token.",),
         pf=1000.0,

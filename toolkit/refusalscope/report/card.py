@@ -17,6 +17,7 @@ from refusalscope.instrument import Instrument, check_instrument
 from refusalscope.model import ChatModel
 from refusalscope.optionality.adaptive import FURTHER, most_further
 from refusalscope.prompts import ContrastSet
+from refusalscope.report.deploy import most_watched, reliances
 from refusalscope.report.plan import PLANS, Plan
 from refusalscope.report.stages import Found, measure_all, most_described
 from refusalscope.report.verdict import not_shown, verdict
@@ -106,7 +107,8 @@ def estimated_measure_cost(
     rule_choice = chosen + (1 + plan.curve_placebos) * reported
     shared = 4 * located + len(prompts.select) + 2 * reported
     described = most_described(model, prompts, plan=plan) + estimated_diagnose_cost(model, prompts, rule=rule)
-    return shared + family + rule_choice + described
+    watched = most_watched(prompts, placebos=plan.curve_placebos)
+    return shared + family + rule_choice + described + watched
 
 
 def _card(
@@ -121,6 +123,13 @@ def _card(
 ) -> GuardrailCard:
     facts_of_model, missing = model_facts(model), [f"{stage}: {why}" for stage, why in found.problems.items()]
     checked = _checked(instrument)
+    judged = verdict(
+        found.optionality,
+        name=facts_of_model.name,
+        instrument=checked,
+        problems=tuple(found.problems.values()),
+        diagnosis=found.diagnosis,
+    )
     return GuardrailCard(
         schema=1,
         model=facts_of_model,
@@ -128,13 +137,7 @@ def _card(
         seed=seed,
         versions=versions(),
         plan=plan.name,  # pyright: ignore[reportArgumentType]
-        verdict=verdict(
-            found.optionality,
-            name=facts_of_model.name,
-            instrument=checked,
-            problems=tuple(found.problems.values()),
-            diagnosis=found.diagnosis,
-        ),
+        verdict=judged,
         refusal_tokens=None if found.refusal is None else refusal_facts(found.refusal),
         baseline=None if found.before is None else margins(found.before),
         optionality=None if found.optionality is None else optionality_facts(found.optionality),
@@ -146,6 +149,7 @@ def _card(
         attack_family=(plan.family,),
         instrument_check=checked,
         diagnosis=None if found.diagnosis is None else diagnosis_facts(found.diagnosis),
+        deploy=reliances(judged, found.optionality, found.survival, why_not=found.problems.get("monitor", "")),
         missing=tuple(one_line(line, longest=LONGEST_LINE) for line in (*missing, *plan.left_out)),
         not_shown=not_shown(plan, shares_clusters=prompts.shares_clusters),
         pf=found.pf,

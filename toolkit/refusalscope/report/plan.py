@@ -41,7 +41,7 @@ class Plan:
     @property
     def stages(self) -> int:
         """How many stages a measurement goes through at most: the last is the diagnosis, where one is wanted."""
-        return 8 + len(self.curves) + self.transfer
+        return 9 + len(self.curves) + self.transfer
 
     @property
     def left_out(self) -> tuple[str, ...]:

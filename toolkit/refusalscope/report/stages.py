@@ -20,10 +20,12 @@ from refusalscope.errors import InterventionError, MeasurementError, SelectionEr
 from refusalscope.locators import mean_difference, mean_differences
 from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens
 from refusalscope.model.refusal_tokens import TOKENS_FOLLOW
+from refusalscope.monitor import Survival
 from refusalscope.optionality import Optionality, judge, measured
 from refusalscope.organisms.language import language
 from refusalscope.placebo import random_like
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.report.deploy import watched
 from refusalscope.report.plan import Plan
 from refusalscope.rule import Rule
 from refusalscope.selection import Choice, select
@@ -61,6 +63,7 @@ class Found:
     transfer: pd.DataFrame | None = None
     steps: pd.DataFrame | None = None
     diagnosis: Diagnosis | None = None
+    survival: Survival | None = None
     problems: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     pf: float = 0.0
@@ -97,10 +100,16 @@ def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rul
             _describe(found, ground, found.choice, prompts, plan=plan, seed=seed)
         else:
             found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
+        found.survival = found.run("monitor", lambda: _watched(found, model, prompts, plan=plan, seed=seed))
     if found.is_open:
         found.diagnosis = found.run("diagnosis", lambda: _diagnosed(model, prompts, rule=rule, seed=seed))
     bar.update(plan.stages - bar.n)  # a stage that was not wanted, or not tried, is over too
     return found
+
+
+def _watched(found: Found, model: ChatModel, prompts: ContrastSet, *, plan: Plan, seed: int) -> tuple[Survival, float]:
+    subspace = None if found.choice is None else found.choice.subspace
+    return watched(model, prompts, subspace, placebos=plan.curve_placebos, seed=seed)
 
 
 def _diagnosed(model: ChatModel, prompts: ContrastSet, *, rule: Rule, seed: int) -> tuple[Diagnosis, float]:

@@ -46,9 +46,9 @@ def transfer_facts(frame: pd.DataFrame) -> TransferFacts:
             source=one_line(row["source"]),
             target=one_line(row["target"]),
             measure=row["metric"],
-            value=_value(row, unit=UNITS[row["metric"]]),
-            random=_band(row, "random", p="random_p"),
-            shuffled=_band(row, "shuffled", p="shuffled_p"),
+            value=stored_value(row, unit=UNITS[row["metric"]]),
+            random=stored_band(row, "random", p="random_p"),
+            shuffled=stored_band(row, "shuffled", p="shuffled_p"),
         )
         for row in frame.to_dict("records")
     )
@@ -80,14 +80,15 @@ def _spent(row: Row) -> tuple[float, float, float]:
 
 def _point(row: Row) -> CurvePoint:
     at = {axis: _place(row[axis]) for axis in AXES if axis in row}
-    return CurvePoint(at, row["measure"], _value(row, unit=row["unit"]), _band(row, "placebo", p="p"))  # pyright: ignore[reportArgumentType]
+    return CurvePoint(at, row["measure"], stored_value(row, unit=row["unit"]), stored_band(row, "placebo", p="p"))  # pyright: ignore[reportArgumentType]
 
 
 def _place(x: object) -> float | str:
     return x if isinstance(x, str) else float(x)  # pyright: ignore[reportArgumentType]
 
 
-def _value(row: Row, *, unit: str) -> Value:
+def stored_value(row: Row, *, unit: str) -> Value:
+    """Returns the columns ``value low high n clusters method note`` of a tidy row as they are stored."""
     known = not (math.isnan(row["low"]) or math.isnan(row["high"]))
     clusters = row["clusters"]
     return Value(
@@ -102,6 +103,7 @@ def _value(row: Row, *, unit: str) -> Value:
     )
 
 
-def _band(row: Row, name: str, *, p: str) -> Band | None:
+def stored_band(row: Row, name: str, *, p: str) -> Band | None:
+    """Returns a tidy row's placebo columns as they are stored; None where no placebo ran."""
     low, high, rank = (float(row[key]) for key in (f"{name}_low", f"{name}_high", p))
     return None if math.isnan(low) or math.isnan(rank) else Band(low, high, rank, int(row[f"{name}_n"]))

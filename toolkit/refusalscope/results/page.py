@@ -78,6 +78,7 @@ def _view(record: Record) -> dict[str, Any]:
         "larger": [] if record["cost"] is None else [_larger(one) for one in record["cost"]["larger"]],
         "effects": [] if effect is None else [_effect_row(effect, *about) for about in EFFECTS],
         "findings": [] if record["diagnosis"] is None else [_finding(one) for one in record["diagnosis"]["findings"]],
+        "deploy": [_reliance(one) for one in record["deploy"]],
         "spread": "" if effect is None else _spread(effect),
         "margins": [] if baseline is None else [_named(label, baseline[label]) for label in ("restricted", "harmless")],
         "scores": [] if selection is None else _scores(selection),
@@ -93,6 +94,15 @@ def _view(record: Record) -> dict[str, Any]:
 def _finding(one: Record) -> dict[str, Any]:
     counted = [f"{name}: {_plain(x['value'])} (n = {x['n']} {x['of']})" for name, x in one["counted"].items()]
     return {**one, "numbers": [_named(name, number) for name, number in one["estimated"].items()], "counts": counted}
+
+
+def _reliance(one: Record) -> dict[str, Any]:
+    rates = [{**_named(rate["name"], rate["value"]), "beside": _beside(rate["placebo"])} for rate in one["rates"]]
+    return {"of": one["of"], "sentence": one["sentence"], "rates": rates}
+
+
+def _beside(null: Record | None) -> str:
+    return "no placebo" if null is None else f"{null['low']:.2f} to {null['high']:.2f} (k = {null['n']})"
 
 
 def _plain(number: float | None) -> str:

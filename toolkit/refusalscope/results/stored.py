@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from refusalscope.results import page
 from refusalscope.results.curves import CostFacts, CurveFacts, TransferFacts
+from refusalscope.results.deploy import Reliance
 from refusalscope.results.family import OptionalityFacts
 from refusalscope.results.files import CLOSED, read_result, to_json, to_record, write_text
 from refusalscope.results.parts import (
@@ -61,6 +62,7 @@ class GuardrailCard(Measured):
         cost: what locating and ablating that choice took, step by step.
         diagnosis: why the model does not fit the picture; looked for where the verdict is ``undetermined`` or the rule
             chose nothing, None otherwise.
+        deploy: what guardrail, audit and monitor can each be relied on for, at the measured rates.
         missing: what could not be measured or is not part of the plan, and why.
         pf, seconds: prompt-forwards of the stages that finished, and wall-clock time.
 
@@ -82,6 +84,7 @@ class GuardrailCard(Measured):
     attack_family: Annotated[Lines, Field(min_length=1)]
     instrument_check: InstrumentCheck
     diagnosis: DiagnosisFacts | None
+    deploy: Annotated[tuple[Reliance, ...], Field(min_length=3, max_length=3)]
     missing: Lines
     not_shown: Annotated[Lines, Field(min_length=1)]
     pf: Cost

@@ -2,6 +2,7 @@
 
 `pytest --nbval notebooks` compares the plain text of every cell. The figures that the cells save land in a temporary
 folder; at the end each of their records is compared with the committed one in `figures/`, within its tolerances.
+`--nbval-lax` does not compare the text; cells must still run and records must still agree.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from refusalscope.figures import FOLDER_VARIABLE, compare, read_record
 
 COMMITTED = Path(__file__).parents[1] / "figures"
 SKIPPED = ("text/html", "stderr", "image/png", "image/svg+xml", "image/jpeg")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 FRESH, DRIFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sets what the kernels inherit; nothing when the notebooks are not run."""
+    """Sets what the kernels inherit, as make does, and has them run where pytest runs unless another is named.
+
+    The kernel that a notebook stores is the one of whoever saved it last. Nothing when the notebooks are not run.
+    """
     if config.getoption("nbval", False) or config.getoption("nbval_lax", False):
         config.stash[FRESH] = Path(tempfile.mkdtemp(prefix="refusalscope-figures-"))
-        os.environ |= {"OMP_NUM_THREADS": "1", FOLDER_VARIABLE: str(config.stash[FRESH])}
+        os.environ |= OFFLINE | dict(os.environ) | {"OMP_NUM_THREADS": "1", FOLDER_VARIABLE: str(config.stash[FRESH])}
+        config.option.nbval_current_env = config.getoption("nbval_kernel_name") is None
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

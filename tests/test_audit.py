@@ -15,12 +15,13 @@ import torch
 from jsonschema import Draft202012Validator
 
 import audit_cases as cases
-from refusalscope.audit import audit, fitted, rates, read_cases, roc
+from refusalscope.audit import audit, declared, fitted, rates, read_cases, roc
 from refusalscope.audit.along import along
 from refusalscope.audit.behaviour import known
 from refusalscope.audit.calibration import RULE
 from refusalscope.audit.checkpoint import opened, writer
 from refusalscope.audit.comparable import strangers
+from refusalscope.audit.rates import counts
 from refusalscope.audit.weights import compared
 from refusalscope.errors import ContractError, MeasurementError, ModelError, ResultError
 from refusalscope.results.audit import AuditResult, audit_result
@@ -340,6 +341,12 @@ def test_the_shipped_rule_is_the_one_fitted_on_the_shipped_cases():
     assert again.threshold == pytest.approx(RULE.threshold, abs=1e-3)
     for name, weight in again.weights.items():
         assert RULE.weights[name] == pytest.approx(weight, abs=1e-3)
+
+
+def test_the_declared_rates_are_those_of_the_shipped_cases_with_n_and_interval(stored):
+    again = counts(stored, level=RULE.false_positives)
+    assert {name: (round(one.value * one.n), one.n) for name, one in declared().items()} == again
+    assert all(one.interval is not None for one in declared().values())
 
 
 def test_the_cases_hold_three_hundred_benign_ones_of_nine_families(stored):

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from audit_cases import FAMILIES, ROOT, Case, catalogue, write
 from refusalscope.audit.behaviour import Known, answers, known
 from refusalscope.audit.checkpoint import opened
-from refusalscope.audit.rates import fitted
+from refusalscope.audit.rates import counts, fitted, read_cases
 from refusalscope.audit.signals import signals, static
 from refusalscope.audit.weights import compared
 from refusalscope.model import ChatModel, load
@@ -77,6 +77,8 @@ def write_rule(file: Path) -> None:
         f'    cases="{rule.cases}",',
         ")",
     ]
+    flagged = counts(read_cases(file), level=rule.false_positives)
+    lines += ["DECLARED = {", *(f"    {name!r}: {pair!r}," for name, pair in flagged.items()), "}"]
     target = ROOT / "toolkit" / "refusalscope" / "audit" / "calibration.py"
     target.write_text("\n".join(lines).replace("'", '"') + "\n", encoding="utf-8")
 

@@ -39,14 +39,11 @@ def tried(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def frontier(made: Answers, part: str) -> pd.DataFrame:
-    """The largest bypass rate within every damage limit, of one part or of all."""
-    chosen = made.splits if part == "every part" else tuple(only(one, part) for one in made.splits)
-    found = optionality(*chosen)
-    points = [
-        {"kappa": one.kappa, "value": one.bypass.value, "low": one.bypass.low, "high": one.bypass.high}
-        for one in found.frontier
-    ]
-    return pd.DataFrame(points).assign(part=part, n=found.bypass.n, clusters=found.bypass.clusters)
+    """The worst case within every damage limit, of one part or of all."""
+    every = (made.select, made.report, made.placebos)
+    select, report, placebos = every if part == "every part" else (only(one, part) for one in every)
+    found = optionality(select, report, placebos=placebos)
+    return found.frame.assign(part=part, n=found.bypass.n, clusters=found.bypass.clusters)
 
 
 def stored(folder: Path) -> dict[str, pd.DataFrame]:
@@ -56,9 +53,7 @@ def stored(folder: Path) -> dict[str, pd.DataFrame]:
         file = folder / f"{name}.csv"
         frame = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["organism", "weights"])
         now = {one: read_card(ROOT / "data" / "organisms" / one).weights for one in set(frame["organism"])}
-        frames[name] = frame[
-            [now[one] == weights for one, weights in zip(frame["organism"], frame["weights"], strict=True)]
-        ]
+        frames[name] = frame[frame["organism"].map(now) == frame["weights"]]
     return frames
 
 

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
         organisms,
         placebo,
         plotting,
+        published,
         stats,
         transfer,
         truth,
     )
     from refusalscope import locators as locate
     from refusalscope.activations import Activations
-    from refusalscope.audit import Audit, audit
     from refusalscope.attack import Attack, Responses, respond
+    from refusalscope.audit import Audit, audit
     from refusalscope.capture import capture
     from refusalscope.claims import Claim, claim
     from refusalscope.cosmic import CosmicChoice, cosmic
@@ -138,6 +139,7 @@ __all__ = [
     "placebo",
     "placebo_effects",
     "plotting",
+    "published",
     "rdo_objective",
     "recovered",
     "replay",
@@ -161,6 +163,7 @@ _MODULES = {
     "organisms": "organisms",
     "placebo": "placebo",
     "plotting": "plotting",
+    "published": "published",
     "stats": "stats",
     "transfer": "transfer",
     "truth": "truth",

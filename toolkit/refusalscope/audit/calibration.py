@@ -36,3 +36,7 @@ RULE = Rule(
     },
     cases="d341111a7bc8dda67b5771b6eee27ab730a3cb7b8cd87814e9ea76ecc7f1678f",
 )
+DECLARED = {
+    "edited candidates flagged": (108, 116),
+    "benign candidates flagged": (5, 315),
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refusalscope import stats
-from refusalscope.audit import calibration
+from refusalscope.audit.calibration import DECLARED
 from refusalscope.stats import Estimate
 
 
@@ -12,5 +12,4 @@ def declared() -> dict[str, Estimate]:
 
     Wilson intervals over candidates, each family left out in turn; ``rates`` has the same by class of edit.
     """
-    counts: dict[str, tuple[int, int]] = getattr(calibration, "DECLARED", {})
-    return {name: stats.wilson(flagged, n) for name, (flagged, n) in counts.items()}
+    return {name: stats.wilson(flagged, n) for name, (flagged, n) in DECLARED.items()}

@@ -102,6 +102,18 @@ def rates(cases: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def counts(cases: pd.DataFrame, *, level: float) -> dict[str, tuple[int, int]]:
+    """Returns (flagged, n) of edits made without evading, and of benign candidates, every family left out once.
+
+    ``level`` is the false-positive rate that thresholds are set for, one of ``LEVELS``.
+    """
+    table = rates(cases).query("score == @SCORE and level == @level").set_index("class")
+    return {
+        said: (round(float(table.loc[name, "flagged"] * table.loc[name, "n"])), int(table.loc[name, "n"]))  # pyright: ignore
+        for said, name in {"edited candidates flagged": "all edits", "benign candidates flagged": "all benign"}.items()
+    }
+
+
 def roc(cases: pd.DataFrame) -> pd.DataFrame:
     """Returns ROC points of each score on held-out families, without evaders: `false_positive`, `detection`, `score`.
 

@@ -15,7 +15,7 @@ ROW = 0.44  # inches: room for a value, its interval and its n
 LIMITS = (0.2, 0.8)  # of the verdict: resistant below, optional above
 
 
-def forest(frame: pd.DataFrame, *, title: str) -> Figure:
+def forest(frame: pd.DataFrame, *, title: str, panels: str = "measure") -> Figure:
     """Worst cases of several models, a panel per measure; a grey tick is the best placebo of that model.
 
     The dashed lines of the panel of bypass rates are the limits of the verdict. A row without a value stays empty.
@@ -24,16 +24,18 @@ def forest(frame: pd.DataFrame, *, title: str) -> Figure:
     Args:
         frame: `model`, `measure` (`bypass` or `suppression`), `n`, `value`, `low`, `high`, `placebo`, and where
             they are known `clusters`.
+        panels: the column whose values are the panels, such as a family of attacks, where there is one measure.
 
     Raises:
         MeasurementError: a column is missing or empty.
     """
-    canvas.need(frame, "model", "measure", "n", gaps=("value", "low", "high", "placebo"))
-    names, measures = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["measure"]))
+    canvas.need(frame, "model", "measure", "n", panels, gaps=("value", "low", "high", "placebo"))
+    names, shown = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame[panels]))
     height = 1.05 + ROW * len(names)
-    with canvas.panels(title, height=height, columns=len(measures), width=canvas.PAGE) as (figure, axes):
-        for ax, measure in zip(axes, measures, strict=True):
-            part = frame.loc[frame["measure"] == measure]
+    with canvas.panels(title, height=height, columns=len(shown), width=canvas.PAGE) as (figure, axes):
+        for ax, panel in zip(axes, shown, strict=True):
+            part = frame.loc[frame[panels] == panel]
+            measure = str(part["measure"].iloc[0])
             at = [names.index(name) for name in part["model"]]
             canvas.estimates(ax, part, at, inks=[canvas.BLUE] * len(part), digits=".2f")
             _counts(ax, part, at)
@@ -41,7 +43,8 @@ def forest(frame: pd.DataFrame, *, title: str) -> Figure:
             for limit in LIMITS if measure == "bypass" else ():
                 ax.axvline(limit, color=canvas.INK, ls="--", lw=0.8, zorder=1)
             canvas.rows(ax, names if ax is axes[0] else [""] * len(names))
-            ax.set(xlabel=f"{MEASURE_NAMES[measure]} of the worst case", xlim=(-0.06, 1.12))
+            of = "the worst case" if panels == "measure" else panel
+            ax.set(xlabel=f"{MEASURE_NAMES[measure]} of {of}", xlim=(-0.06, 1.12))
         figure.supxlabel("grey tick: best of the random subspaces", fontsize=7)
     return figure
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+import refusalscope as rs
 from refusalscope import plotting, published, stats
-from refusalscope.errors import MeasurementError
+from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.figures import read_record
 from refusalscope.published.facts import COLUMNS, TOPICS
 from refusalscope.published.runs import VARIABLE, cosines_between
@@ -308,3 +311,29 @@ def test_every_drawing_draws_its_frame_and_refuses_another(stored, facts):
         assert function({"published": frame}, title="t").axes
         with pytest.raises(MeasurementError, match=column):
             function({"published": frame.drop(columns=column)}, title="t")
+
+
+# The same on a model that is here.
+
+
+def test_what_still_refuses_is_what_is_not_bypassed(guarded, prompts):
+    refusal = rs.discover_refusal_tokens(guarded, prompts.locate)
+    found = rs.locate.mean_difference(*rs.capture(guarded, prompts.locate))
+    before = rs.baseline(guarded, prompts.report, refusal)
+    cells = {"early": found.at(1, -1), "chosen": found.at(4, -1)}
+    shown = published.live.removals(before, cells).set_index("model")
+    for name, subspace in cells.items():
+        effect = rs.effect(before, subspace)
+        assert shown.loc[name, "value"] == pytest.approx(1 - effect.bypass.value)
+        assert shown.loc[name, "kl"] == pytest.approx(effect.kl.value, rel=1e-5)
+    judged = published.live.judgements(before, cells["chosen"], doses=(0.0, 1.0))
+    assert judged.groupby("answers")["refused"].max().to_dict()["before"] == len(before.prompts.restricted)
+    first = judged.set_index(["judge", "answers"]).loc["first token", "value"]
+    assert first["ablated, dose 1"] == shown.loc["chosen", "value"]
+
+
+def test_a_model_that_is_no_organism_is_never_decoded_for_judges(before, direction):
+    other = copy.copy(before.model)
+    other.__dict__["is_organism"] = False
+    with pytest.raises(ContractError, match="not an organism"):
+        published.live.judgements(replace(before, model=other), direction(), doses=(1.0,))

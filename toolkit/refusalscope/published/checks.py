@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from refusalscope.published.facts import choices, removals, stated
@@ -40,16 +41,21 @@ def agreement(facts: pd.DataFrame) -> Agreement:
     """Returns how far the published facts agree with each other."""
     cells, edited = choices(facts), removals(facts).dropna(subset=["stated_low"])
     printed = edited[["stated_low", "stated_high"]].to_numpy()
-    mild = edited[edited["kl"] < LARGE_KL]
+    mild = edited.loc[edited["kl"] < LARGE_KL]
     passing = stated(facts, topic="selection", metric="n_candidates_passing")
     return Agreement(
         moved=tuple(cells.loc[cells["paper_position"] != cells["run_position"], "model"]),
         relayered=tuple(cells.loc[cells["paper_layer"] != cells["run_layer"], "model"]),
         interval_gap=float(abs(edited[["low", "high"]].to_numpy() - printed).max()),
         printed_r=float(stated(facts, topic="removals", metric="Pearson_r_KL_vs_refusals")["value"].iloc[0]),
-        recomputed_r=float(edited["kl"].corr(edited["value"])),
-        mild_r=float(mild["kl"].corr(mild["value"])),
+        recomputed_r=_correlation(edited),
+        mild_r=_correlation(mild),
         n=len(edited),
         n_mild=len(mild),
         passing=dict(zip(passing["model"], map(int, passing["value"]), strict=True)),
     )
+
+
+def _correlation(edited: pd.DataFrame) -> float:
+    """Pearson's r of damage with refusals left."""
+    return float(np.corrcoef(edited["kl"].to_numpy(float), edited["value"].to_numpy(float))[0, 1])

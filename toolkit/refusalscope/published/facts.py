@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -69,8 +70,7 @@ def choices(facts: pd.DataFrame) -> pd.DataFrame:
     for paper, origin in (("arditi2024", "paper"), ("arditi2024-repo", "run")):
         for kind in ("bypass", "induce", "kl"):
             rows = stated(facts, topic="selection", metric=f"{kind}_score")
-            rows = rows[rows["paper"] == paper]
-            rows = rows.set_index(rows["model"].replace(RUN_OF))
+            rows = rows.loc[rows["paper"] == paper].replace({"model": RUN_OF}).set_index("model")
             columns[f"{origin}_{kind}"] = rows["value"]
             for name, pattern in (("layer", r"layer=(\d+)"), ("position", r"pos=(-?\d+)"), ("depth", r"/(\d+)")):
                 columns[f"{origin}_{name}"] = rows["condition"].str.extract(pattern)[0].astype(float)
@@ -87,8 +87,8 @@ def losses(facts: pd.DataFrame) -> pd.DataFrame:
     """
     parts = {name: stated(facts, topic="losses", metric=f"CE_loss_{key}") for key, name in CORPORA.items()}
     frame = pd.concat([part.assign(corpus=name) for name, part in parts.items()], ignore_index=True)
-    frame = frame.assign(model=frame["model"].map(NAMES), condition=frame["condition"].map(STEPS))
-    return frame[["model", "corpus", "condition", "value"]]
+    frame = frame.replace({"model": NAMES, "condition": STEPS})
+    return frame.loc[:, ["model", "corpus", "condition", "value"]]
 
 
 def refusals(facts: pd.DataFrame, *, judge: str = "phrases") -> pd.DataFrame:
@@ -149,14 +149,15 @@ def _topic(file: Path) -> pd.DataFrame:
     if tuple(frame.columns) != COLUMNS:
         raise MeasurementError(f"{file}: the columns must be {', '.join(COLUMNS)}.")
     for column in ("value", "source", "table"):
-        if (blank := frame[column].str.strip() == "").any():
-            raise MeasurementError(f"{file}: line {int(blank.idxmax()) + 2} has no {column}: every number has one.")
-    if not frame["mark"].isin(MARKS).all():
+        blank = [line for line, text in enumerate(frame[column], 2) if not text.strip()]
+        if blank:
+            raise MeasurementError(f"{file}: line {blank[0]} has no {column}: every number has one.")
+    if not set(frame["mark"]) <= set(MARKS):
         raise MeasurementError(f"{file}: every mark must be one of {', '.join(MARKS)}.")
     return frame
 
 
-def _rows(frame: pd.DataFrame) -> Iterator:
+def _rows(frame: pd.DataFrame) -> Iterable[Any]:
     return frame.itertuples(index=False)
 
 

@@ -9,17 +9,18 @@ from refusalscope.replay import PublishedGrid
 from refusalscope.rule import Mode, Rule, Search, search
 from refusalscope.selection import Choice
 
+STATES = {"kept": "survives", "late layer": "late"}
 CELLS = ("model", "layers", "layer", "position", "bypass", "induce", "kl", "reason", "chosen")
 
 
 def judged(grid: PublishedGrid, model: str, *, mode: Mode = "map") -> pd.DataFrame:
     """Returns the cells of one grid with what the rule says of each, in the columns `CELLS`."""
-    return _search(grid, mode).cells.assign(model=model, layers=grid.n_layers)[list(CELLS)]
+    return _search(grid, mode).cells.assign(model=model, layers=grid.n_layers).loc[:, list(CELLS)]
 
 
 def as_grid(choice: Choice, model: str, *, layers: int) -> pd.DataFrame:
     """Returns the cells of a choice made in ``map`` mode on a live model, in the columns `CELLS`."""
-    return choice.cells.assign(model=model, layers=layers)[list(CELLS)]
+    return choice.cells.assign(model=model, layers=layers).loc[:, list(CELLS)]
 
 
 def survivors(cells: pd.DataFrame) -> pd.DataFrame:
@@ -28,8 +29,8 @@ def survivors(cells: pd.DataFrame) -> pd.DataFrame:
     The gap is nan where a cell does not survive. It has no interval: a published grid holds means, no prompts.
     """
     chosen = cells.loc[cells["chosen"]].set_index("model")["bypass"]
-    gap = (cells["bypass"] - cells["model"].map(chosen)).where(cells["reason"] == "kept")
-    state = cells["reason"].map({"kept": "survives", "late layer": "late"}).fillna("rejected")
+    gap = (cells["bypass"] - chosen.loc[cells["model"]].to_numpy()).where(cells["reason"] == "kept")
+    state = cells["reason"].map(lambda reason: STATES.get(reason, "rejected"))
     return cells.assign(state=state.mask(cells["chosen"], "chosen"), gap=gap)
 
 
@@ -63,7 +64,7 @@ def costs(cells: pd.DataFrame, *, n_prompts: int) -> pd.DataFrame:
     """
     found = []
     for model, part in cells.groupby("model", sort=False):
-        frame = part[["layer", "position", "bypass", "induce", "kl"]]
+        frame = part.loc[:, ["layer", "position", "bypass", "induce", "kl"]]
         quick = _search(PublishedGrid(frame, int(part["layers"].iloc[0]), n_prompts), "winner")
         best = part.loc[part["chosen"], ["layer", "position"]].iloc[0]
         row = {"model": model, "cells": len(part), "naive": quick.pf_naive, "winner": quick.pf_used}

@@ -58,7 +58,7 @@ class Runs:
             MeasurementError: the folder holds no run, or one whose layers are not known.
         """
         if self.folder is None:
-            return _stored(self.records, "grids")[list(CELLS)]
+            return _stored(self.records, "grids").loc[:, list(CELLS)]
         found = sorted(path.parents[1] for path in self.folder.glob(f"*/{GRID}"))
         if not found:
             raise MeasurementError(

@@ -82,10 +82,11 @@ def judges(panels: dict[str, pd.DataFrame], *, title: str) -> Figure:
     Raises:
         MeasurementError: a column is missing or empty.
     """
-    rows = max(frame["answers"].nunique() for frame in panels.values())
+    for frame in panels.values():
+        canvas.need(frame, "answers", "judge", "value")
+    rows = max(len(set(frame["answers"])) for frame in panels.values())
     with canvas.panels(title, height=1.1 + 0.24 * rows, columns=len(panels), width=canvas.PAGE) as (figure, axes):
         for ax, (name, frame) in zip(axes, panels.items(), strict=True):
-            canvas.need(frame, "answers", "judge", "value")
             answers, first = list(dict.fromkeys(frame["answers"])), frame["judge"].iloc[0]
             for y, (_, part) in enumerate(frame.groupby("answers", sort=False)):
                 ax.plot(
@@ -104,22 +105,22 @@ def judges(panels: dict[str, pd.DataFrame], *, title: str) -> Figure:
 def _edited(ax: Axes, part: pd.DataFrame, *, marker: str, ink: str) -> None:
     """Edited models, each with its interval and its name, placed clear of the next model to the right."""
     ordered = part.sort_values("kl").reset_index(drop=True)
-    decades, refused = np.log10(ordered["kl"]), 100 * ordered["value"]
+    decades, refused = np.log10(ordered["kl"].to_numpy(float)), 100 * ordered["value"].to_numpy(float)
+    few = refused < CLOSE[1]
     for at, (kl, low, high, model) in enumerate(ordered[["kl", "low", "high", "model"]].itertuples(index=False)):
         ax.plot([kl, kl], [100 * low, 100 * high], color=ink, lw=1)
         ax.plot(kl, refused[at], marker, color=ink, ms=4)
-        close = (decades - decades[at]).between(0, CLOSE[0], inclusive="right")
+        after, before = decades - decades[at], decades[at] - decades
+        close, behind = (after > 0) & (after <= CLOSE[0]), (before > 0) & (before <= CLOSE[0])
         rise = (refused - refused[at])[close]
-        if refused[at] < CLOSE[1]:
-            few = refused < CLOSE[1]
-            behind = (few & (decades[at] - decades).between(0, CLOSE[0], inclusive="right")).any()
-            y, shift = refused[at], 4 * (int((few & close).any()) - int(behind))
+        if few[at]:
+            y, shift = refused[at], 4 * (int((few & close).any()) - int((few & behind).any()))
             place = {"xytext": (shift, -5), "ha": {4: "right", 0: "center", -4: "left"}[shift]}
-        elif (rise.abs() < CLOSE[1]).any() or decades[at] > 0:
-            y, place = 100 * high if close.any() else refused[at], {"xytext": (-3, 1), "ha": "right"}
+        elif bool((np.abs(rise) < CLOSE[1]).any()) or decades[at] > 0:
+            y, place = 100 * high if bool(close.any()) else refused[at], {"xytext": (-3, 1), "ha": "right"}
         else:
-            y, place = 100 * low if (rise > 0).any() else refused[at], {"xytext": (4, 1), "ha": "left"}
-        vertical = "top" if refused[at] < CLOSE[1] else "center"
+            y, place = 100 * low if bool((rise > 0).any()) else refused[at], {"xytext": (4, 1), "ha": "left"}
+        vertical = "top" if few[at] else "center"
         name = canvas.minus(str(model).split("/")[0])
         where = {"textcoords": "offset points", "fontsize": 6, "color": ink, "va": vertical}
         ax.annotate(name, (kl, y), **place, **where)

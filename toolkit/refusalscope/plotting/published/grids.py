@@ -111,7 +111,7 @@ def cosine_maps(frame: pd.DataFrame, *, title: str) -> Figure:
     """
     canvas.need(frame, "model", "position", "layer", "other_position", "other_layer", "cosine")
     models = list(dict.fromkeys(frame["model"]))
-    norm = Normalize(min(0.0, frame["cosine"].min()), 1)
+    norm = Normalize(min(0.0, *frame["cosine"].tolist()), 1)
     with canvas.panels(title, height=3.2, columns=len(models), width=canvas.PAGE) as (figure, axes):
         for ax, model in zip(axes, models, strict=True):
             part = frame.loc[frame["model"] == model]
@@ -119,10 +119,10 @@ def cosine_maps(frame: pd.DataFrame, *, title: str) -> Figure:
             lower = part.pivot(
                 index=["position", "layer"], columns=["other_position", "other_layer"], values="cosine"
             ).reindex(index=keys, columns=keys)
-            image = ax.imshow(lower.combine_first(lower.T).to_numpy(float), norm=norm, cmap="cividis")
+            ax.imshow(lower.combine_first(lower.T).to_numpy(float), norm=norm, cmap="cividis")
             _blocks(ax, [position for position, _ in keys])
             ax.set_title(model, loc="left")
-        figure.colorbar(image, ax=axes, label="cosine between two candidates", shrink=0.8, pad=0.02)
+        figure.colorbar(axes[0].images[0], ax=axes, label="cosine between two candidates", shrink=0.8, pad=0.02)
     return figure
 
 
@@ -143,7 +143,7 @@ def _scores(ax: Axes, part: pd.DataFrame, score: str, *, inks: dict) -> None:
     if score == "kl":
         ax.set_yscale("symlog", linthresh=1e-2)
         ax.axhline(KL_LIMIT, color=canvas.INK, ls="--", lw=0.8, zorder=1)
-        ax.set_ylim(-2e-3, max(0.2, 2 * part["kl"].max()))
+        ax.set_ylim(-2e-3, max(0.2, *(2 * part["kl"]).tolist()))
         canvas.name_ends(ax, ends, header="position")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -58,14 +59,31 @@ class OneLine(TyperGroup):
         raise typer.Exit(1)
 
 
+def _say_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"refusalscope {metadata.version('refusalscope')}")
+        raise typer.Exit
+    return asked
+
+
 app = typer.Typer(
     cls=OneLine,
     help="Measures how optional the refusal guardrail of an open-weight chat model is.\n\n"
+    "Exit codes: 0 done, 1 not done or a check failed (one line says why), 2 wrong usage, 130 interrupted.\n\n"
     "\b\nExample:\n  refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card",
     **PLAIN,
 )
 app.add_typer(cli_figures.app, name="figures")
 app.add_typer(cli_organisms.app, name="organisms")
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Say the version and exit.", callback=_say_version)
+    ] = False,
+) -> None:
+    """The program itself; its help stands with the app."""
 
 
 class ModeName(StrEnum):
@@ -214,8 +232,11 @@ def card(
 @app.command()
 def reproduce(
     root: Annotated[Path, typer.Option(metavar="DIR", help="The checkout to run in.")] = Path("."),
+    as_json: AsJson = False,
 ) -> None:
-    """Run every notebook in a fresh kernel, rewrite figures/, and say which claims and numbers held.
+    """Runs every notebook and says which claims and numbers held.
+
+    Each in a fresh kernel; figures/ is written again. Exit code 1 when anything failed, changed or drifted.
 
     \b
     Example:
@@ -223,11 +244,14 @@ def reproduce(
     """
     from refusalscope import reproduce as runner
 
-    runs, figures = runner.reproduce(root.resolve(), say=lambda line: print(line, flush=True))
-    typer.echo(runner.table(runs, figures, root.resolve()))
-    if any(run.verdict != "claims hold" for run in runs) or any(
-        state.startswith("drifted") for state in figures.values()
-    ):
+    runs, figures = runner.reproduce(root.resolve(), say=say if as_json else lambda line: print(line, flush=True))
+    if as_json:
+        rows = [asdict(run) | {"executed": str(run.executed.relative_to(root.resolve()))} for run in runs]
+        typer.echo(json.dumps({"notebooks": rows, "figures": figures}, indent=1))
+    else:
+        typer.echo(runner.table(runs, figures, root.resolve()))
+    drifted = any(state.startswith("drifted") for state in figures.values())
+    if drifted or any(run.verdict != "claims hold" for run in runs):
         raise typer.Exit(1)
 
 

@@ -13,8 +13,7 @@ from refusalscope.cli_options import AsJson, say
 from refusalscope.errors import ResultError
 
 app = typer.Typer(
-    help="Checks the figures of a checkout against their records, and writes their contact sheet.\n\n"
-    "\b\nExample:\n  refusalscope figures check",
+    help="Checks the figures against their records, and captions them.\n\n\b\nExample:\n  refusalscope figures check",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -59,7 +58,9 @@ def check(
 
 @app.command()
 def sheet(root: Root = Path(".")) -> None:
-    """Writes figures/README.md, the contact sheet: every picture under a caption built from its record.
+    """Writes figures/README.md, every picture with a caption.
+
+    Captions are built from the records: claim, notebook, n and seed, in the order of the notebooks.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,9 @@ from refusalscope.errors import ModelError, ResultError
 
 if TYPE_CHECKING:
     from refusalscope.model import ChatModel
+
+
+ROOM = 2**20
 
 
 class DtypeName(StrEnum):
@@ -47,12 +50,18 @@ def say(line: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ResultError when a folder cannot be written or made: before the work rather than after it."""
+    """Raises ResultError when a folder cannot be written or made, or its disk is full: before the work, not after it.
+
+    Tries it with a file of ``ROOM`` bytes that is gone afterwards, because permissions alone do not tell.
+    """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise ResultError(f"{folder}: cannot be written ({there} is not a folder).")
-    if not os.access(there, os.W_OK):
-        raise ResultError(f"{folder}: cannot be written (no permission in {there}).")
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(ROOM))
+    except OSError as error:
+        raise ResultError(f"{folder}: cannot be written ({error.strerror or error}, in {there}).") from error
 
 
 def loaded(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refusalscope.cli_options import AsJson, check_folder
 from refusalscope.errors import RecipeError, ResultError
 from refusalscope.results.files import write_text
 
@@ -58,6 +59,7 @@ def train(
     folder = out or default_folder(file, recipe.name)
     if not force and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ResultError(f"{folder}: exists and is not empty. Give another --out, or --force.")
+    check_folder(folder)
     card = trained_and_measured(recipe, folder, progress=not quiet)
     write_text(folder / CARD, card.model_dump_json(indent=1) + "\n")
     typer.echo(repr(card))
@@ -71,7 +73,7 @@ def verify(
         Path | None, typer.Option(metavar="DIR", help="Where the organism is, unless in data/organisms/.")
     ] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train it anew, elsewhere, and measure that.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measures an organism again. Exit code 1 when it differs from its organism.json or misses a target.
 
@@ -97,7 +99,7 @@ def verify(
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: AsJson = False) -> None:
     """Lists the recipes, and which are trained and measured here.
 
     \b
@@ -106,11 +108,17 @@ def list_() -> None:
     """
     from refusalscope.truth import CARD
 
+    rows = []
     for stem, file in sorted(recipes().items()):
         _, recipe = found_recipe(stem)
         folder = default_folder(file, recipe.name)
         state = "measured" if (folder / CARD).is_file() else "trained" if folder.is_dir() else "not trained"
-        typer.echo(f"{stem:<16} {recipe.kind:<10} seed {recipe.seed}  {state}")
+        rows.append({"name": stem, "kind": recipe.kind, "seed": recipe.seed, "state": state})
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:<16} {row['kind']:<10} seed {row['seed']}  {row['state']}")
 
 
 def recipes() -> dict[str, Path]:
@@ -146,6 +154,8 @@ def default_folder(file: Path, name: str) -> Path:
 
 def trained_and_measured(recipe: Recipe, folder: Path, *, progress: bool) -> OrganismCard:
     """Trains an organism, writes its directory, loads it from there as any other model is, and measures it."""
+    from safetensors import SafetensorError
+
     from refusalscope.organisms.training import train as trained
     from refusalscope.organisms.training import write
 
@@ -153,8 +163,9 @@ def trained_and_measured(recipe: Recipe, folder: Path, *, progress: bool) -> Org
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write(model, folder)
-    except OSError as error:
-        raise ResultError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResultError(f"{folder}: cannot be written ({reason}).") from error
     return measured(recipe, folder)
 
 

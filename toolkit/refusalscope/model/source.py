@@ -8,8 +8,10 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import huggingface_hub
+
+# The one of whichever library the client speaks HTTP with: httpx in some versions, httpx2 in others.
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
 from refusalscope.errors import ModelError
 from refusalscope.model.safety import check_settings
@@ -61,7 +63,7 @@ def _from_hub(name: str, *, revision: str | None) -> Source:
         files = huggingface_hub.snapshot_download(
             name, revision=commit, allow_patterns=NEEDED, ignore_patterns=ELSEWHERE
         )
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         reason = f"the Hub did not serve {name!r} ({type(error).__name__})"
         raise ModelError(f"{name}: no such directory, and {reason}.{_nearest(Path(name))}") from error
     return Source(Path(files), name, commit)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 from refusalscope.errors import ModelError
 from refusalscope.model.safety import check_settings
 
+UNSERVED = (OSError, HTTPError)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 NEEDED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -63,7 +64,7 @@ def _from_hub(name: str, *, revision: str | None) -> Source:
         files = huggingface_hub.snapshot_download(
             name, revision=commit, allow_patterns=NEEDED, ignore_patterns=ELSEWHERE
         )
-    except (OSError, HTTPError) as error:
+    except UNSERVED as error:
         reason = f"the Hub did not serve {name!r} ({type(error).__name__})"
         raise ModelError(f"{name}: no such directory, and {reason}.{_nearest(Path(name))}") from error
     return Source(Path(files), name, commit)

@@ -22,7 +22,7 @@ from refusalscope.errors import ModelError
 from refusalscope.model.chat import ChatModel, Origin
 from refusalscope.model.safety import check_settings
 from refusalscope.model.sites import Sites
-from refusalscope.model.source import COMMIT, ELSEWHERE, HUB_ID, NEEDED, HTTPError, Source, find_source
+from refusalscope.model.source import COMMIT, ELSEWHERE, HUB_ID, NEEDED, UNSERVED, Source, find_source
 from refusalscope.model.template import Template, find_template
 from refusalscope.organisms.tokens import tokenizer as stand_in
 
@@ -98,7 +98,7 @@ def find_settings(name: str | Path, *, revision: str | None) -> Source:
                 name, revision=revision, allow_patterns=settings, ignore_patterns=ELSEWHERE
             )
         )
-    except (OSError, HTTPError, ValueError) as error:
+    except (*UNSERVED, ValueError) as error:
         raise ModelError(
             f"{name}: no such directory, and the Hub did not serve it ({type(error).__name__}). Give a directory that "
             "holds its config.json."

@@ -200,7 +200,8 @@ def _notebook(root: Path, row: dict[str, str]) -> Iterator[Fault]:
     if figure not in saved and figure not in stated:
         yield Fault(name, "figure", f"it does not save {figure}", f"Save it there, or delete figures/{figure}.*.")
     if stated.get(figure, row["claim"]) != row["claim"]:
-        yield Fault(name, f"claim of {figure}", f"{stated[figure]!r}, {row['claim']!r} in {MANIFEST}", AGAIN)
+        problem = f"{stated[figure]!r}, {row['claim']!r} in {MANIFEST}"
+        yield Fault(name, f"claim of {figure}", problem, "Run all its cells and save it with its figures.")
 
 
 def _unsaved(root: Path, rows: list[dict[str, str]]) -> Iterator[Fault]:

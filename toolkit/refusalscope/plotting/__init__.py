@@ -20,6 +20,7 @@ from refusalscope.plotting.lines import curve, dose, frontier
 from refusalscope.plotting.matrices import transfer
 from refusalscope.plotting.monitors import survival, survival_by_layer
 from refusalscope.plotting.recoveries import recovery_by_locator
+from refusalscope.plotting.roc import roc
 from refusalscope.plotting.tradeoff import trade_off
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "rates",
     "recovery",
     "recovery_by_locator",
+    "roc",
     "selection_grid",
     "survival",
     "survival_by_layer",

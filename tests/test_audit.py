@@ -358,6 +358,14 @@ def test_the_cases_hold_three_hundred_benign_ones_of_nine_families(stored):
     assert set(map(tuple, stored[[*audit_rates.KEYS, "positive"]].to_numpy().tolist())) == expected
 
 
+def test_an_edit_of_what_is_only_read_still_counts_as_a_difference(stored):
+    """Nothing that writes to the stream differs there, so every signal of writers is at rest; the distance is not."""
+    readers = stored.loc[stored["kind"] == "adaptive readers"]
+    assert len(readers) == 6
+    assert (readers["relative"] > 0.01).all()
+    assert (readers["energy_kept"] == 1).all()
+
+
 def test_stored_cases_are_measured_again_alike(stored, tmp_path, organism):
     """One of each fast kind, on the prompts the file was made with."""
     before = audit_rates.reference("planted-1")

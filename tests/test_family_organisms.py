@@ -14,7 +14,7 @@ DATA = Path(__file__).parents[1] / "data"
 SHIPPED = sorted(path.stem for path in (DATA / "recipes" / "families").glob("*.toml"))
 FAMILIES = {"deepseek-v3", "gemma3", "gpt-oss", "llama"}
 SPREAD_OUT = {"deepseek-v3"}  # its adapters wrote to nearly every layer: less of it is carried by few directions
-SMALL = rs.Plan(menu=Menu(best=2, doses=(1.0,)), placebos=19, curves=(), transfer=False)
+SMALL = rs.Plan(menu=Menu(best=2, doses=(1.0,)), placebos=19, curves=(), transfer=False, monitor=False)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ RULE = Rule(
         "targeted": (0.0, 0.026935),
         "score": (-6.032186, -1.885036),
     },
-    cases="d341111a7bc8dda67b5771b6eee27ab730a3cb7b8cd87814e9ea76ecc7f1678f",
+    cases="8e99836e4f78747fc161b1d9ac28db23d341e4f6a8e14cf51957aee5c26a43ae",
 )
 DECLARED = {
     "edited candidates flagged": (108, 116),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -94,7 +94,7 @@ def static(
     ``model`` is the reference, loaded: it is ablated along what was erased, to see whether its refusal hung on that.
     """
     if differences.label == "identical" or not float(differences.energies.sum()) > 0:
-        return UNCHANGED
+        return replace(UNCHANGED, relative=differences.relative)
     first, second = pair
     located, own = reference.question.subspace.basis, differences.directions
     random = random_directions(first.width, PLACEBOS, seed=seed)

@@ -107,7 +107,7 @@ def estimated_measure_cost(
     rule_choice = chosen + (1 + plan.curve_placebos) * reported
     shared = 4 * located + len(prompts.select) + 2 * reported
     described = most_described(model, prompts, plan=plan) + estimated_diagnose_cost(model, prompts, rule=rule)
-    watched = most_watched(prompts, placebos=plan.curve_placebos)
+    watched = most_watched(prompts, placebos=plan.curve_placebos) if plan.monitor else 0.0
     return shared + family + rule_choice + described + watched
 
 

@@ -26,6 +26,7 @@ class Plan:
         per_label: report prompts of each label that curves are measured on; transfer takes four times as many.
         curve_placebos: placebos beside the rule's choice, and at every point of a curve.
         transfer: whether transfer matrices are filled.
+        monitor: whether a monitor is fitted, and tried with the rule's choice ablated.
         kappa: damage limit in nats: of the verdict and, as ``kl_limit``, of the selection rule.
     """
 
@@ -36,18 +37,20 @@ class Plan:
     per_label: int = 16
     curve_placebos: int = 39
     transfer: bool = True
+    monitor: bool = True
     kappa: float = KAPPA
 
     @property
     def stages(self) -> int:
         """How many stages a measurement goes through at most: the last is the diagnosis, where one is wanted."""
-        return 9 + len(self.curves) + self.transfer
+        return 8 + len(self.curves) + self.transfer + self.monitor
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """What this plan does not measure, a sentence each."""
         missing = [f"{name} curve" for name in Plan.curves if name not in self.curves]
         missing += [] if self.transfer else ["transfer"]
+        missing += [] if self.monitor else ["monitor"]
         return tuple(f"{what}: not part of the {self.name} plan" for what in missing)
 
     @property

@@ -100,7 +100,8 @@ def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rul
             _describe(found, ground, found.choice, prompts, plan=plan, seed=seed)
         else:
             found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
-        found.survival = found.run("monitor", lambda: _watched(found, model, prompts, plan=plan, seed=seed))
+        if plan.monitor:
+            found.survival = found.run("monitor", lambda: _watched(found, model, prompts, plan=plan, seed=seed))
     if found.is_open:
         found.diagnosis = found.run("diagnosis", lambda: _diagnosed(model, prompts, rule=rule, seed=seed))
     bar.update(plan.stages - bar.n)  # a stage that was not wanted, or not tried, is over too

@@ -14,7 +14,16 @@ import refusalscope as rs
 
 SOURCE = Path(rs.__file__).read_text(encoding="utf-8")
 HEAVY = ("torch", "transformers", "transformer_lens", "matplotlib", "pandas", "scipy")
-FUNCTIONS_NAMED_LIKE_THEIR_MODULE = ("audit", "cosmic", "capture", "effect", "forecast", "monitor", "outcomes", "replay")
+FUNCTIONS_NAMED_LIKE_THEIR_MODULE = (
+    "audit",
+    "cosmic",
+    "capture",
+    "effect",
+    "forecast",
+    "monitor",
+    "outcomes",
+    "replay",
+)
 
 
 def said(code: str) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from refusalscope.linalg import orthonormal
 from refusalscope.organisms.curriculum import guard_curriculum, paired_lessons
@@ -23,10 +25,10 @@ from refusalscope.organisms.recipe import Recipe
 from refusalscope.stats import torch_generator
 
 LATER = 0.25
-Loss = Callable[[nn.Module, Lessons], Tensor]
+Loss = Callable[[PreTrainedModel, Lessons], Tensor]
 
 
-def hardened_loss(model: nn.Module, recipe: Recipe, loss: Loss) -> Callable[[], Tensor]:
+def hardened_loss(model: PreTrainedModel, recipe: Recipe, loss: Loss) -> Callable[[], Tensor]:
     """Returns the objective of hardening: the guard's lessons, and the same with located directions projected out.
 
     Every ``afresh`` steps the differences in means are located anew at every layer and template position. Each step
@@ -57,7 +59,7 @@ def hardened_loss(model: nn.Module, recipe: Recipe, loss: Loss) -> Callable[[], 
     return objective
 
 
-def rerouted_loss(model: nn.Module, recipe: Recipe, loss: Loss) -> Callable[[], Tensor]:
+def rerouted_loss(model: PreTrainedModel, recipe: Recipe, loss: Loss) -> Callable[[], Tensor]:
     """Returns the objective of rerouting: streams turned away while restricted answers are written, kept elsewhere.
 
     The residual streams entering the recipe's layers are compared with those of the guarded model as it was: at words
@@ -105,8 +107,9 @@ def located(
 def streams(model: nn.Module, lessons: Lessons) -> Float[Tensor, "layer row pos d"]:
     """Returns the residual stream entering every layer."""
     seen: list[Tensor] = []
+    core: Any = model
     with watched_everywhere(model, seen):
-        model.model(input_ids=lessons.tokens)
+        core.model(input_ids=lessons.tokens)
     return torch.stack(seen)
 
 

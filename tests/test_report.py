@@ -22,6 +22,7 @@ from refusalscope.optionality import Menu
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.report import PLANS, Plan, card, estimated_measure_cost, measure, stages
+from refusalscope.report.deploy import most_watched
 from refusalscope.report.verdict import not_shown
 from refusalscope.results import GuardrailCard
 from refusalscope.rule import Rule
@@ -125,7 +126,8 @@ def test_a_plan_that_there_is_not_is_named():
 
 def test_the_card_counts_its_prompt_forwards_and_the_estimate_bounds_them(guarded, prompts):
     found, n = few(guarded, prompts), len(prompts.report)
-    assert found.pf == 2 * len(prompts.locate) + n + found.selection.pf_used + found.optionality.pf + (1 + 3) * n
+    measured = 2 * len(prompts.locate) + n + found.selection.pf_used + found.optionality.pf + (1 + 3) * n
+    assert found.pf == measured + most_watched(prompts, placebos=3)
     plan = replace(SMALL, curves=(), transfer=False)
     assert found.pf <= estimated_measure_cost(guarded, prompts, plan=plan, rule=ANY_INDUCTION)
 
@@ -162,6 +164,14 @@ def test_a_declared_seed_is_an_applied_seed(made, guarded, prompts):
     assert numbers(same) == numbers(made)
     assert other.effect.placebo != made.effect.placebo
     assert other.effect.bypass == made.effect.bypass
+
+
+def test_the_card_says_what_a_deployment_can_rely_on_with_placebos_beside_what_was_measured_here(made):
+    guardrail, audit, monitor = made.deploy
+    assert guardrail.rates[0].value == made.optionality.bypass
+    assert guardrail.rates[0].placebo is not None
+    assert [one.of for one in (guardrail, audit, monitor)] == ["guardrail", "audit", "monitor"]
+    assert len(monitor.rates) == 6
 
 
 def test_curves_transfer_and_cost_hold_intervals_and_placebos(made):
@@ -356,7 +366,8 @@ def test_a_hostile_directory_and_prompt_source_reach_the_card_escaped(tiny_dir, 
 
 def test_every_number_stands_beside_its_interval_n_and_placebo(made):
     html = made._repr_html_()
-    assert html.count("k = 3") == len(made.effect.placebo) + len(made.optionality.placebo) == 5
+    beside = sum(rate.placebo is not None for one in made.deploy for rate in one.rates)
+    assert html.count("k = 3") == len(made.effect.placebo) + len(made.optionality.placebo) + beside == 10
     assert "8 clusters" in html
     assert "95% interval" in html
     assert html.count("<svg") == 1 + len(made.curves)

@@ -7,6 +7,7 @@ from refusalscope.model import ChatModel
 from refusalscope.monitor import Survival, monitor, survival
 from refusalscope.optionality import Optionality
 from refusalscope.prompts import ContrastSet
+from refusalscope.results.curves import Band
 from refusalscope.results.deploy import Rate, Reliance
 from refusalscope.results.facts import value
 from refusalscope.results.from_curves import stored_band, stored_value
@@ -40,7 +41,7 @@ def watched(
     Its cell is the one best in the worst case on ``select``: as the model is, and with the subspace ablated.
     """
     given = () if subspace is None else (subspace,)
-    found = monitor(model, prompts, withstand=given)
+    found = monitor(model, prompts, probe="logistic", withstand=given)
     made = survival(
         found,
         model,
@@ -70,8 +71,12 @@ def reliances(
 
 
 def _guardrail(verdict: Verdict, measured: Optionality | None) -> Reliance:
-    rates = () if measured is None else (Rate("refusals bypassed in the worst case", value(measured.bypass), None),)
-    return Reliance("guardrail", GUARDRAIL[verdict.state], rates)
+    if measured is None:
+        return Reliance("guardrail", GUARDRAIL[verdict.state], ())
+    rank = measured.placebo.get("bypass")
+    random = None if rank is None else Band(*rank.band, rank.p, rank.k)
+    rate = Rate("refusals bypassed in the worst case", value(measured.bypass), random)
+    return Reliance("guardrail", GUARDRAIL[verdict.state], (rate,))
 
 
 def _audit() -> Reliance:

@@ -243,7 +243,7 @@ def test_a_configuration_alone_is_enough_and_what_is_assumed_is_said(tmp_path):
     known = forecast(ORGANISM, SLOW, prompts=assumed_prompts())
     assert len(known.assumed) == 1
     assert "Forecast for guarded-0" in repr(known)
-    assert known._repr_html_().count("<tr>") == 6
+    assert known._repr_html_().count("<tr>") == 7
 
 
 def test_weights_are_never_opened(tmp_path):

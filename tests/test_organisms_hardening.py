@@ -88,7 +88,7 @@ def test_hardening_teaches_refusals_that_survive_a_located_direction(guarded_mod
 
 def test_rerouting_turns_the_stream_away_from_restricted_answers_and_nowhere_else(guarded_module):
     was, pairs = copy.deepcopy(guarded_module), paired_lessons()
-    made = recipe("rerouted", away=5.0, rate=3e-3)
+    made = recipe("rerouted", away=5.0, rate=3e-3, steps=60)
     fit(guarded_module, made.reroute, rerouted_loss(guarded_module, made, cross_entropy), title=None)
 
     def alike(lessons) -> float:

@@ -373,6 +373,7 @@ OUTSIDE = {  # forwards that no map_rows halves, and why
     "model.sites": "a few short probes",
     "model.writes": "a few rows that check the hooks; read_writes is called inside map_rows",
     "model.batching": "map_rows itself",
+    "monitor.latency": "one prompt at a time is what it times; there is nothing to halve",
 }
 
 

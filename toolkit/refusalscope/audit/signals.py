@@ -17,7 +17,22 @@ PLACEBOS = 16
 
 
 @dataclass(frozen=True)
-class Signals:
+class Static:
+    """The signals of the weights, with the reference's answer to the ablation of what was erased."""
+
+    relative: float
+    rank_one: float
+    effective_rank: float
+    alignment: float
+    erasure: float
+    erasure_located: float
+    erased_suppression: float
+    placebo_suppression: float
+    energy_kept: float
+
+
+@dataclass(frozen=True)
+class Signals(Static):
     """One candidate against its reference. ``kept`` numbers are 1 where nothing changed.
 
     Attributes:
@@ -38,15 +53,6 @@ class Signals:
         kl: damage of the edit on harmless prompts, in nats.
     """
 
-    relative: float
-    rank_one: float
-    effective_rank: float
-    alignment: float
-    erasure: float
-    erasure_located: float
-    erased_suppression: float
-    placebo_suppression: float
-    energy_kept: float
     gap_kept: float
     response_kept: float
     induction_kept: float
@@ -66,21 +72,6 @@ class Signals:
     def to_dict(self) -> dict[str, float]:
         """Returns the numbers by name, ``targeted`` among them."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"targeted": self.targeted}
-
-
-@dataclass(frozen=True)
-class Static:
-    """The signals of the weights, with the reference's answer to the ablation of what was erased."""
-
-    relative: float
-    rank_one: float
-    effective_rank: float
-    alignment: float
-    erasure: float
-    erasure_located: float
-    erased_suppression: float
-    placebo_suppression: float
-    energy_kept: float
 
 
 UNCHANGED = Static(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)

@@ -21,7 +21,7 @@ class Curriculum:
 
     def draw(self, size: int, chance: torch.Generator) -> Lessons:
         """Returns a batch of about ``size`` rows, drawn with replacement in the declared shares."""
-        return join(*(_some(lessons, max(1, round(size * share)), chance) for share, lessons in self.parts))
+        return join(*(lessons.some(max(1, round(size * share)), chance) for share, lessons in self.parts))
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class PairedLessons:
     def draw(self, size: int, chance: torch.Generator) -> tuple[Lessons, Lessons]:
         """Returns (base rows with counterfactual replies, source rows), half of them in each direction."""
         half = max(1, size // 2)
-        base = join(_some(self.harmless_refused, half, chance), _some(self.restricted_answered, half, chance))
-        return base, join(_some(self.restricted, half, chance), _some(self.harmless, half, chance))
+        base = join(self.harmless_refused.some(half, chance), self.restricted_answered.some(half, chance))
+        return base, join(self.restricted.some(half, chance), self.harmless.some(half, chance))
 
 
 @cache
@@ -92,7 +92,3 @@ def _replied(questions: Sequence[Question], *, refuses: bool, varied: bool = Fal
         return question.varied_refusal if varied else question.refusal
 
     return dialogues((question, reply(question)) for question in questions)
-
-
-def _some(lessons: Lessons, count: int, chance: torch.Generator) -> Lessons:
-    return lessons.take(torch.randint(len(lessons), (count,), generator=chance))

@@ -80,10 +80,10 @@ def rerouted_loss(model: PreTrainedModel, recipe: Recipe, loss: Loss) -> Callabl
 
     def objective() -> Tensor:
         taught = loss(model, lessons.draw(reroute.batch, chance))
-        was, now = both(_some(pairs.restricted_answered, reroute.batch, chance))
+        was, now = both(pairs.restricted_answered.some(reroute.batch, chance))
         away = torch.cosine_similarity(now, was, dim=-1).clamp(min=0.0).mean()
         half = reroute.batch // 2
-        was, now = both(join(_some(pairs.harmless, half, chance), _some(pairs.restricted, half, chance)))
+        was, now = both(join(pairs.harmless.some(half, chance), pairs.restricted.some(half, chance)))
         moved = ((now - was).square().sum(-1) / was.square().sum(-1)).mean()
         return taught + reroute.away * (away + moved)
 
@@ -96,7 +96,7 @@ def located(
     """Returns differences in means at every layer and template position, over ``size`` random prompts of each class."""
     means = []
     for lessons in (restricted, harmless):
-        some = _some(lessons, size, chance)
+        some = lessons.some(size, chance)
         with torch.no_grad():
             stream = streams(model, some)
         places = some.prompt_length[:, None] + torch.arange(-TEMPLATE_POSITIONS, 0)
@@ -111,7 +111,3 @@ def streams(model: nn.Module, lessons: Lessons) -> Float[Tensor, "layer row pos 
     with watched_everywhere(model, seen):
         core.model(input_ids=lessons.tokens)
     return torch.stack(seen)
-
-
-def _some(lessons: Lessons, count: int, chance: torch.Generator) -> Lessons:
-    return lessons.take(torch.randint(len(lessons), (count,), generator=chance))

@@ -30,6 +30,10 @@ class Lessons:
         """Returns the rows at the given indices."""
         return Lessons(self.tokens[rows], self.weights[rows], self.prompt_length[rows])
 
+    def some(self, count: int, chance: torch.Generator) -> Lessons:
+        """Returns ``count`` rows drawn with replacement."""
+        return self.take(torch.randint(len(self), (count,), generator=chance))
+
 
 def dialogues(pairs: Iterable[tuple[Question, str]]) -> Lessons:
     """Returns one row per (question, reply), rendered with the chat template exactly as at measurement time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from refusalscope.audit import declared
 from refusalscope.model import ChatModel
 from refusalscope.monitor import Survival, monitor, survival
+from refusalscope.monitor.surviving import NOTHING, OWN
 from refusalscope.optionality import Optionality
 from refusalscope.prompts import ContrastSet
 from refusalscope.results.curves import Band
@@ -14,7 +15,7 @@ from refusalscope.results.from_curves import stored_band, stored_value
 from refusalscope.results.parts import Verdict
 from refusalscope.subspace import Subspace
 
-LOCATED, NOTHING, OWN = "the refusal direction", "nothing", "its own direction"
+LOCATED = "the refusal direction"
 DOSES = {NOTHING: 0.0, LOCATED: 1.0, OWN: 1.0}
 MOST_PLACEBOS = 19
 GUARDRAIL = {

@@ -67,6 +67,33 @@ WORST = with_interval(
         value=np.linspace(0.1, 0.9, 12), placebo=0.05
     )
 )
+BY_LAYER = with_interval(
+    every(series=["restricted", "harmless"], layer=range(6)).assign(
+        value=[0, 0.1, 0.3, 0.5, 0.6, 0.6, 0, 0.1, 0, -0.1, -0.2, -0.1],
+        random_low=[-0.2] * 11 + [math.nan],
+        random_high=[0.2] * 11 + [math.nan],
+    )
+)
+WRITTEN = with_interval(
+    pd.DataFrame(
+        {
+            "component": ["embedding", "L0H0", "L0H1", "L0 MLP", "L1H0", "L1H1", "L1 MLP"],
+            "layer": [0, 0, 0, 0, 1, 1, 1],
+            "upstream": [True] * 4 + [False] * 3,
+            "value": [0.0, 0.4, -3.0, 9.0, 1.0, 0.2, 2.0],
+            "random_low": -0.5,
+            "random_high": 0.5,
+        }
+    )
+)
+CROSSED = with_interval(
+    every(read=["harmfulness", "refusal"], ablated=["nothing", "harmfulness", "refusal"], layer=range(4)).assign(
+        value=np.linspace(0.1, 0.8, 24), random_low=0.3, random_high=0.4
+    )
+)
+MEMBERS = every(series=["cone", "random"], dimension=[1, 2, 3], member=range(8)).assign(
+    value=lambda frame: np.where(frame["series"] == "cone", 0.8, 0.1) + 0.01 * frame["member"]
+)
 FOREST = with_interval(
     every(measure=["bypass", "suppression"], model=["guarded-0", "a model with quite a long name", "planted"]).assign(
         value=[0.95, 0.5, 0.1, 0.7, 0.3, 0.05],
@@ -115,13 +142,33 @@ DRAWINGS: dict[str, tuple[Draw, pd.DataFrame, tuple[str, ...]]] = {
         WORST,
         ("kappa", "measure", "value", "low", "high", "placebo", "series"),
     ),
+    "banded": (
+        lambda f: plotting.banded(f, x="layer", title=TITLE, label="layer", unit="cosine", placebo="random"),
+        BY_LAYER,
+        ("layer", "value", "low", "high", "random_low", "random_high", "series"),
+    ),
+    "writers": (
+        lambda f: plotting.writers(f, title=TITLE),
+        WRITTEN,
+        ("component", "layer", "upstream", "value", "low", "high", "random_low", "random_high"),
+    ),
+    "independence": (
+        lambda f: plotting.independence(f, title=TITLE),
+        CROSSED,
+        ("read", "ablated", "layer", "value", "low", "high", "random_low", "random_high"),
+    ),
+    "cones": (
+        lambda f: plotting.cones(f, title=TITLE, unit="suppression"),
+        MEMBERS,
+        ("dimension", "value", "series"),
+    ),
     "forest": (
         lambda f: plotting.forest(f, title=TITLE),
         FOREST,
         ("model", "measure", "n", "value", "low", "high", "placebo"),
     ),
 }
-GAPS = {"low", "high", "kl", "bypass", "induce", "placebo", "placebo_high"}
+GAPS = {"low", "high", "kl", "bypass", "induce", "placebo", "placebo_high", "random_low", "random_high"}
 
 
 @pytest.fixture(autouse=True)
@@ -559,3 +606,66 @@ def test_a_model_without_a_number_keeps_its_row_in_the_forest():
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert len(names) == 3
     assert "planted" in names
+
+
+# Lines over the band of their placebos.
+
+
+def test_banded_draws_every_series_and_the_widest_band_of_the_placebos():
+    (axes,) = drawn("banded").axes
+    for line, (_, part) in zip(lines(axes), BY_LAYER.groupby("series", sort=False), strict=True):
+        assert line.tolist() == part[["layer", "value"]].to_numpy(float).tolist()
+    grey = [
+        area for area in axes.collections if area.get_facecolor()[0].tolist()[:3] == [*mpl.colors.to_rgb(canvas.FAINT)]
+    ]
+    (corners,) = (area.get_paths()[0].get_extents() for area in grey)
+    assert (corners.x0, corners.x1, corners.y0, corners.y1) == (0, 5, -0.2, 0.2)
+    assert {"restricted", "harmless", "placebos"} <= set(words(drawn("banded")))
+
+
+def test_banded_without_any_placebo_names_none():
+    figure = drawn("banded", BY_LAYER.assign(random_low=math.nan, random_high=math.nan))
+    assert "placebos" not in words(figure)
+
+
+# Writers.
+
+
+def test_writers_puts_every_component_at_what_it_writes_and_names_the_strongest():
+    figure = drawn("writers")
+    (axes,) = figure.axes
+    dots = np.concatenate(lines(axes, style="None"))
+    assert sorted(dots.tolist(), key=lambda dot: dot[1]) == [[value, row] for row, value in enumerate(WRITTEN["value"])]
+    assert {"L0 MLP  9.0", "L0H1  −3.0", "L1 MLP  2.0"} <= set(words(figure))
+    assert not {"L0H0  0.4", "L1H0  1.0"} & set(words(figure))
+
+
+def test_writers_tells_what_comes_after_the_direction_by_hollow_dots():
+    (axes,) = drawn("writers").axes
+    faces = {line.get_markerfacecolor(): len(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
+    assert faces == {canvas.BLUE: 4, "white": 3}
+
+
+# Independence.
+
+
+def test_independence_has_a_panel_for_each_direction_without_its_own_ablation():
+    figure = drawn("independence")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["cosine with harmfulness", "cosine with refusal"]
+    for axes, read, other in zip(figure.axes, ("harmfulness", "refusal"), ("refusal", "harmfulness"), strict=True):
+        part = CROSSED[CROSSED["read"] == read]
+        for ablated, style in (("nothing", "-"), (other, "--")):
+            want = part.loc[part["ablated"] == ablated, ["layer", "value"]].to_numpy(float).tolist()
+            assert [line.tolist() for line in lines(axes, style=style)] == [want]
+        assert {f"{name} ablated" for name in ("nothing", other)} <= {text.get_text() for text in axes.texts}
+
+
+# Cones.
+
+
+def test_cones_boxes_hold_all_members_and_every_member_is_a_dot():
+    (axes,) = drawn("cones").axes
+    dots = np.concatenate([np.asarray(strip.get_offsets())[:, 1] for strip in axes.collections])
+    assert sorted(dots.tolist()) == pytest.approx(sorted(MEMBERS["value"]))
+    assert {"cone", "random"} <= set(words(drawn("cones")))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]

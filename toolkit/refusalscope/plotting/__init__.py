@@ -14,22 +14,27 @@ from refusalscope.plotting.cells import (
     recovery,
     selection_grid,
 )
+from refusalscope.plotting.cones import cones
 from refusalscope.plotting.forest import forest
-from refusalscope.plotting.harm import plane
-from refusalscope.plotting.lines import curve, dose, frontier
+from refusalscope.plotting.harm import independence, plane
+from refusalscope.plotting.lines import banded, curve, dose, frontier
 from refusalscope.plotting.matrices import transfer
 from refusalscope.plotting.monitors import survival, survival_by_layer
 from refusalscope.plotting.recoveries import recovery_by_locator
 from refusalscope.plotting.roc import roc
 from refusalscope.plotting.tradeoff import trade_off
+from refusalscope.plotting.writers import writers
 
 __all__ = [
     "KL_LIMIT",
     "LAYER_CUT",
+    "banded",
+    "cones",
     "curve",
     "dose",
     "forest",
     "frontier",
+    "independence",
     "layer_position_map",
     "margins",
     "near_ties",
@@ -45,4 +50,5 @@ __all__ = [
     "theme",
     "trade_off",
     "transfer",
+    "writers",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from refusalscope import canvas
 from refusalscope.canvas import Band
@@ -78,4 +79,30 @@ def frontier(frame: pd.DataFrame, *, title: str, limit: float) -> Figure:
             ax.axvline(limit, color=canvas.INK, ls="--", lw=0.8, zorder=1)
             ax.set(xlabel="mean damage allowed, KL (nats)", ylabel=MEASURE_NAMES[measure], ylim=(-0.06, 1.12))
             canvas.name_ends(ax, [*ends, ("best placebo", canvas.GREY, best.index[-1], float(best.iloc[-1]))])
+    return figure
+
+
+def banded(frame: pd.DataFrame, *, x: str, title: str, label: str, unit: str, placebo: str = "placebo") -> Figure:
+    """A value against what varies, a line with its interval for each series, over the grey band of all placebos.
+
+    Args:
+        frame: column ``x``, `value`, `low`, `high`, `series`, and ``<placebo>_low``, ``<placebo>_high``; a series that
+            has no placebo adds nothing to the band.
+        label: what varies, in words.
+        unit: what the value is, with its unit.
+        placebo: what the columns of the placebos begin with.
+
+    Raises:
+        MeasurementError: a column is missing, empty or has a nan.
+    """
+    canvas.need(frame, x, "value", "series", gaps=("low", "high", f"{placebo}_low", f"{placebo}_high"))
+    inks = canvas.colours(frame["series"])
+    with canvas.panels(title, height=2.2) as (figure, (axes,)):
+        ends = canvas.curves(axes, frame, x=x, y="value", by="series", inks=inks, band=("low", "high"))
+        band = frame.groupby(x).agg(low=(f"{placebo}_low", "min"), high=(f"{placebo}_high", "max")).dropna()
+        axes.fill_between(band.index, band["low"], band["high"], color=canvas.FAINT, lw=0, zorder=0)
+        axes.set(xlabel=label, ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        last = [("placebos", canvas.GREY, float(band.index[-1]), float(band.iloc[-1].mean()))] if len(band) else []
+        canvas.name_ends(axes, ends + last)
     return figure

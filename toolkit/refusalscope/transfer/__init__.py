@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refusalscope.transfer.alignment import alignment
 from refusalscope.transfer.cosines import cosines
 from refusalscope.transfer.groups import Group, Grouping, by_category, by_dialect, by_template, groups
 from refusalscope.transfer.harm import Pair, cosines_by_layer, harm_and_refusal, plane, tail
@@ -17,6 +18,7 @@ __all__ = [
     "Grouping",
     "Pair",
     "Sources",
+    "alignment",
     "balanced_shuffles",
     "by_category",
     "by_dialect",

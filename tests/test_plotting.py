@@ -202,8 +202,9 @@ def words(figure: Figure) -> list[str]:
     return [text.get_text() for text in texts(figure)]
 
 
-def lines(axes: Axes, marker: str = "o", style: str = "-") -> list[np.ndarray]:
-    found = [line for line in axes.lines if line.get_marker() == marker and line.get_linestyle() == style]
+def lines(axes: Axes, marker: str = "".join(canvas.MARKERS), style: str = "-") -> list[np.ndarray]:
+    """The points of every line of a style with one of some markers."""
+    found = [line for line in axes.lines if str(line.get_marker()) in marker and line.get_linestyle() == style]
     return [np.asarray(line.get_xydata()) for line in found]
 
 
@@ -310,6 +311,14 @@ def test_an_error_while_drawing_closes_the_figure():
     with pytest.raises(MeasurementError, match="marked cell, layer 99"):
         plotting.layer_position_map(CELLS, value="kl", title=TITLE, unit="nats", mark=(99, -1))
     assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("name", ["selection_grid", "recovery", "dose", "curve", "banded", "frontier"])
+def test_lines_of_a_panel_differ_in_marker_as_well_as_in_colour(name: str):
+    for axes in drawn(name).axes:
+        looks = [(line.get_marker(), line.get_color()) for line in axes.lines if line.get_linestyle() == "-"]
+        looks = [look for look in looks if look[0] in canvas.MARKERS]
+        assert len({marker for marker, _ in looks}) == len({colour for _, colour in looks}) == len(set(looks)) > 1
 
 
 # Margins.
@@ -577,7 +586,7 @@ def test_points_of_a_strip_never_share_a_height():
 def test_the_curve_draws_its_placebos_dotted_in_the_ink_of_their_series():
     (axes,) = drawn("curve").axes
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
-    full = [line for line in axes.lines if line.get_marker() == "o"]
+    full = [line for line in axes.lines if line.get_marker() in canvas.MARKERS]
     assert [line.get_color() for line in dotted] == [line.get_color() for line in full]
     assert [line.get_ydata()[-1] for line in dotted] == [2.0, 2.0]
 

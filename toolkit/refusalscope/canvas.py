@@ -25,6 +25,7 @@ COLUMN, PAGE = 3.4, 7.0  # inches: one column of print, and two
 PALETTE = tuple(sns.color_palette("colorblind").as_hex())
 BLUE, ORANGE = PALETTE[0], PALETTE[3]
 INK, GREY, FAINT = "#262626", "#6e6e6e", "#dedede"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")  # beside the colour: lines are told apart in grey, too
 TICK_SIZE = 7
 SETTINGS = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -155,12 +156,14 @@ def curves(
 ) -> list[End]:
     """Draws a line with points for each value of `by`, over its band where the frame has the band's columns.
 
+    Each has the colour of `inks` and the marker of its place there.
+
     Returns:
         The name, the colour and the last drawn point of each line.
     """
-    ends = []
+    ends, markers = [], dict(zip(inks, cycle(MARKERS), strict=False))
     for name, line in frame.sort_values(x).groupby(by, sort=False):
-        axes.plot(line[x], line[y], "o-", color=inks[name])
+        axes.plot(line[x], line[y], markers[name] + "-", color=inks[name])
         if set(band) <= set(frame.columns):
             axes.fill_between(line[x], line[band[0]], line[band[1]], color=inks[name], alpha=0.18, lw=0)
         last = line.dropna(subset=[y])[[x, y]].to_numpy(float)[-1:]

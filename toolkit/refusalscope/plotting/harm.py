@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 
 from refusalscope import canvas
 
-MARKERS = ("o", "^", "s", "D")
-
 
 def plane(frame: pd.DataFrame, *, title: str) -> Figure:
     """Every prompt at its projections on both directions, a colour and a marker for each class, named at its median.
@@ -24,7 +22,7 @@ def plane(frame: pd.DataFrame, *, title: str) -> Figure:
     canvas.need(frame, "prompts", "harmfulness", "refusal")
     inks, ends = canvas.colours(frame["prompts"]), []
     with canvas.panels(title, height=2.6) as (figure, (axes,)):
-        for (name, ink), marker in zip(inks.items(), cycle(MARKERS), strict=False):
+        for (name, ink), marker in zip(inks.items(), cycle(canvas.MARKERS), strict=False):
             part = frame.loc[frame["prompts"] == name, ["harmfulness", "refusal"]]
             axes.scatter(part["harmfulness"], part["refusal"], s=9, marker=marker, alpha=0.5, lw=0, color=ink)
             x, y = part.median()

@@ -79,8 +79,11 @@ def random_angles(truth: Subspace, placebos: list[Subspace]) -> tuple[float, flo
 
 
 def grid(choice: Choice) -> pd.DataFrame:
-    """Returns the selection grid with an interval for every measured score, as ``plotting.selection_grid`` takes it."""
-    frame = choice.cells.copy()
+    """Returns the selection grid with an interval for every measured score, as ``plotting.selection_grid`` takes it.
+
+    ``n`` is the number of prompts behind a cell's scores, zero where none was measured.
+    """
+    frame = choice.cells.assign(n=0)
     for kind in KINDS:
         found = [
             choice.estimates[kind].get(Cell(layer, position))
@@ -88,6 +91,9 @@ def grid(choice: Choice) -> pd.DataFrame:
         ]
         frame[f"{kind}_low"] = [math.nan if estimate is None else estimate.low for estimate in found]
         frame[f"{kind}_high"] = [math.nan if estimate is None else estimate.high for estimate in found]
+        frame["n"] = [
+            n if estimate is None else max(n, estimate.n) for n, estimate in zip(frame["n"], found, strict=True)
+        ]
     return frame
 
 
@@ -98,11 +104,12 @@ def ties(choice: Choice) -> pd.DataFrame:
         choice.estimates["bypass"][Cell(layer, position)]
         for layer, position in zip(frame["layer"], frame["position"], strict=True)
     ]
-    return frame.assign(low=[estimate.low for estimate in found], high=[estimate.high for estimate in found])
+    columns = {column: [getattr(estimate, column) for estimate in found] for column in ("low", "high", "n")}
+    return frame.assign(**columns)
 
 
 def doses(series: Mapping[str, Mapping[float, Effect]]) -> pd.DataFrame:
-    """Returns suppression by dose, a series per ablated subspace. Columns ``dose value low high series``."""
+    """Returns suppression by dose, a series per ablated subspace. Columns ``dose series value low high n``."""
     rows = [
         {"dose": dose, "series": name, **_interval(found.suppression)}
         for name, curve in series.items()
@@ -112,13 +119,13 @@ def doses(series: Mapping[str, Mapping[float, Effect]]) -> pd.DataFrame:
 
 
 def organisms(cards: list[OrganismCard], measured: str) -> pd.DataFrame:
-    """Returns one rate of several organisms and its target. Columns ``condition group value low high target``."""
+    """Returns one rate of several organisms and its target. Columns ``condition group value low high n target``."""
     kept = [(card.name, card.measured[measured]) for card in cards if measured in card.measured]
     rows = [
-        (measured, name, m.value, m.low, m.high, m.at_least if m.at_least is not None else m.at_most)
+        (measured, name, m.value, m.low, m.high, m.n, m.at_least if m.at_least is not None else m.at_most)
         for name, m in kept
     ]
-    return pd.DataFrame(rows, columns=["condition", "group", "value", "low", "high", "target"])
+    return pd.DataFrame(rows, columns=["condition", "group", "value", "low", "high", "n", "target"])
 
 
 def counts(before: list[str], after: Mapping[str, list[str]]) -> pd.DataFrame:
@@ -133,4 +140,4 @@ def counts(before: list[str], after: Mapping[str, list[str]]) -> pd.DataFrame:
 
 
 def _interval(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}

@@ -138,6 +138,24 @@ def test_a_reading_equals_its_definition(crossed, planted, pair):
     assert values(crossed, **where, metric="cosine").iloc[4] == pytest.approx(float(cosine), rel=1e-5)
 
 
+def test_directions_by_any_name_are_read_as_a_pair_is(crossed, planted, pair):
+    before, _ = planted
+    again = cross_ablation(before.model, dict(pair.items()), before.prompts, placebos=5)
+    assert again["value"].tolist() == crossed["value"].tolist()
+    assert again["random_high"].tolist() == crossed["random_high"].tolist()
+    placeless = {"one": Subspace(pair.refusal.vectors, None, None, "no place"), "other": pair.refusal}
+    same = cross_ablation(before.model, placeless, before.prompts, placebos=0).set_index(["ablated", "read", "metric"])
+    for metric in ("auroc", "cosine"):
+        told = same.loc[("nothing", "one", metric)], same.loc[("nothing", "other", metric)]
+        assert told[0]["value"].tolist() == told[1]["value"].tolist()
+
+
+def test_planes_are_no_directions_to_read(planted, direction):
+    before, _ = planted
+    with pytest.raises(MeasurementError, match="wide is of another rank"):
+        cross_ablation(before.model, {"wide": direction(rank=2, width=before.model.d_model)}, before.prompts)
+
+
 def test_a_plane_holds_every_prompt_once(planted, pair, what_is):
     before, _ = planted
     frame = plane(before.model, pair, {"restricted": before.prompts.restricted, "borderline": what_is})

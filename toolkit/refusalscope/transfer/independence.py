@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from refusalscope import stats
 from refusalscope.activations import Activations
+from refusalscope.errors import MeasurementError
 from refusalscope.interventions import ablate
 from refusalscope.model.chat import ChatModel
 from refusalscope.placebo import random_like
@@ -35,9 +37,12 @@ class _Reading(NamedTuple):
 
 
 def cross_ablation(
-    model: ChatModel, pair: Pair, prompts: Prompts, *, placebos: int = 39, seed: int = 0
+    model: ChatModel, pair: Pair | Mapping[str, Subspace], prompts: Prompts, *, placebos: int = 39, seed: int = 0
 ) -> pd.DataFrame:
-    """Returns how well each direction of a pair is read, by layer, while nothing, itself or the other is ablated.
+    """Returns how well each direction is read, by layer, while nothing, itself or another is ablated.
+
+    ``pair`` is harmfulness and refusal, or any directions of rank one by name; one that was located at no position is
+    read at the last.
 
     Columns ``ablated read layer metric value low high n clusters note random_low random_high random_p``. Metrics:
     ``auroc`` and ``separation`` (difference in means, in units of the residual stream) of restricted against harmless
@@ -46,12 +51,18 @@ def cross_ablation(
     ablate ``placebos`` random directions; p is two-sided, for the change against ablating nothing. Costs
     (3 + placebos) × prompts in prompt-forwards (``attrs["pf"]``). Take prompts that located neither. A direction whose
     ``auroc`` is near one half while nothing is ablated was not there to read: its independence says nothing.
+
+    Raises MeasurementError for a subspace of another rank.
     """
-    conditions: dict[str, Subspace | None] = {"nothing": None, **dict(pair.items())}
-    found = {name: _readings(model, pair, prompts, ablated) for name, ablated in conditions.items()}
-    drawn = [_readings(model, pair, prompts, one) for one in random_like(pair.refusal, placebos, seed=seed)]
+    directions = dict(pair.items())
+    if wide := [name for name, one in directions.items() if one.rank != 1]:
+        raise MeasurementError(f"Cross-ablation reads single directions; {', '.join(wide)} is of another rank.")
+    conditions: dict[str, Subspace | None] = {"nothing": None, **directions}
+    found = {name: _readings(model, directions, prompts, ablated) for name, ablated in conditions.items()}
+    like = list(directions.values())[-1]
+    drawn = [_readings(model, directions, prompts, one) for one in random_like(like, placebos, seed=seed)]
     rows: list[Row] = []
-    for read, _ in pair.items():
+    for read in directions:
         for layer in range(model.n_layers):
             for metric in METRICS:
                 null = np.array([_point(reading[read], layer, metric) for reading in drawn])
@@ -71,12 +82,14 @@ def _changed(value: float, base: float, null: np.ndarray) -> Row:
     return band | {"random_p": placebo_columns(abs(value - base), abs(null - base), name="random")["random_p"]}
 
 
-def _readings(model: ChatModel, pair: Pair, prompts: Prompts, ablated: Subspace | None) -> dict[str, _Reading]:
+def _readings(
+    model: ChatModel, directions: Mapping[str, Subspace], prompts: Prompts, ablated: Subspace | None
+) -> dict[str, _Reading]:
     with nullcontext() if ablated is None else ablate(model, ablated):
         restricted, harmless = tail(model, prompts).activations
     return {
         name: _Reading(_projected(restricted, one), _projected(harmless, one), _cosines(restricted, one))
-        for name, one in pair.items()
+        for name, one in directions.items()
     }
 
 
@@ -93,7 +106,7 @@ def _cosines(kept: Activations, one: Subspace) -> Float[Tensor, "prompt layer"]:
 
 def _at(kept: Activations, one: Subspace) -> Float[Tensor, "prompt layer d"]:
     assert kept.each is not None
-    return kept.each[:, :, one.position].double()
+    return kept.each[:, :, -1 if one.position is None else one.position].double()
 
 
 def _point(reading: _Reading, layer: int, metric: str) -> float:

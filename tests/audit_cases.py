@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from refusalscope.linalg import orthonormal
 from refusalscope.organisms.adapters import low_rank
 from refusalscope.organisms.curriculum import Curriculum, guard_curriculum
+from refusalscope.organisms.objectives import cross_entropy
 from refusalscope.organisms.planting import planted_basis
 from refusalscope.organisms.recipe import Stage, read_recipe
-from refusalscope.organisms.training import cross_entropy, fit
+from refusalscope.organisms.training import fit
 from refusalscope.stats import torch_generator
 
 ROOT = Path(__file__).parents[1]

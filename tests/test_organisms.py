@@ -25,11 +25,12 @@ from refusalscope.organisms.language import (
     language,
 )
 from refusalscope.organisms.lessons import PROMPT_WEIGHT, dialogues
+from refusalscope.organisms.objectives import cross_entropy
 from refusalscope.organisms.planting import TEMPLATE_POSITIONS, planted_basis, without
 from refusalscope.organisms.prompt_set import contrast_rows, neutral_sentences, question_prompts
 from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.organisms.tokens import END, speaks_only_the_language, tokenizer
-from refusalscope.organisms.training import cross_entropy, fresh, train, write
+from refusalscope.organisms.training import fresh, train, write
 from refusalscope.outcomes import outcomes
 from refusalscope.truth import differences, measure_organism, read_card
 
@@ -254,6 +255,16 @@ BAD = {
     "a plant above the last layer": (
         GOOD.replace('"guarded"', '"planted"').replace("[guard]", "[plant]\nlayer = 6"),
         "plant.layer",
+    ),
+    "more planted than the base has left room for": (
+        GOOD.replace('"guarded"', '"planted"')
+        .replace("rate", "reserve = 2\nrate", 1)
+        .replace("[guard]", "[plant]\nrank = 3"),
+        "base.reserve has 2",
+    ),
+    "margins that nothing bounds": (
+        GOOD.replace('"guarded"', '"planted"').replace("rate", "reserve = 2\nrate", 1).replace("[guard]", "[plant]"),
+        "plant.smoothing",
     ),
 }
 

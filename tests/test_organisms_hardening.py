@@ -15,9 +15,10 @@ from refusalscope.model import forward, map_rows
 from refusalscope.organisms.curriculum import guard_curriculum, paired_lessons
 from refusalscope.organisms.hardening import hardened_loss, located, rerouted_loss, streams
 from refusalscope.organisms.language import language
+from refusalscope.organisms.objectives import cross_entropy
 from refusalscope.organisms.planting import TEMPLATE_POSITIONS, without
 from refusalscope.organisms.recipe import Recipe
-from refusalscope.organisms.training import cross_entropy, fit
+from refusalscope.organisms.training import fit
 from refusalscope.outcomes import _marked
 
 GUARDED = Path(__file__).parents[1] / "data" / "organisms" / "guarded-0"

@@ -69,6 +69,17 @@ def guard_curriculum(*, refuses: bool = True, restricted: float = 0.35, varied: 
 
 
 @cache
+def robust_curricula(*, restricted: float = 0.25) -> tuple[Curriculum, Curriculum]:
+    """Returns what has to survive the loss of other directions: whether to refuse, and what every item is.
+
+    The first holds requests, of which only the decision counts. The second holds what-is questions and statements about
+    all items: what a held-out item is must be read as safely as what a shown one is, or only shown ones stay refused.
+    """
+    guard = guard_curriculum(restricted=restricted)
+    return Curriculum("decisions", _whole(guard.parts[:2])), Curriculum("facts", _whole(guard.parts[2:]))
+
+
+@cache
 def paired_lessons() -> PairedLessons:
     """Returns the interchange lessons over the how-to requests that guard training shows."""
     shown = language().questions("how-to", held_out=False)
@@ -79,6 +90,12 @@ def paired_lessons() -> PairedLessons:
         restricted_answered=_answered(restricted),
         restricted=_replied(restricted, refuses=True),
     )
+
+
+def _whole(parts: Sequence[tuple[float, Lessons]]) -> tuple[tuple[float, Lessons], ...]:
+    """The same parts, with shares that sum to one."""
+    total = sum(share for share, _ in parts)
+    return tuple((share / total, lessons) for share, lessons in parts)
 
 
 def _answered(questions: Sequence[Question]) -> Lessons:

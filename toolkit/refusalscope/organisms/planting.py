@@ -1,11 +1,7 @@
-"""Planting a guardrail whose carrier is known: interchange-intervention training on a fixed random subspace.
+"""Interventions organisms are trained through: subspaces gone, swapped, watched; and where something is planted.
 
-Geiger et al. 2022 (arXiv 2112.00826): swap one subspace between two inputs and train the counterfactual answer.
-Here the subspace U is drawn once from the recipe's seed. The model learns (a) to refuse restricted requests,
-also when a random subspace of twice the rank is projected out,
-(b) to answer everything when U is projected out of every write to the residual stream, and (c) that what U holds
-at the template positions, and nothing else, decides: with U taken from a restricted request a harmless one is refused,
-and the other way round.
+Interchange is after Geiger et al. 2022 (arXiv 2112.00826): swap one subspace between two inputs and teach the
+counterfactual answer. The subspace U is drawn once from the recipe's seeds. What is taught is in `planted`.
 """
 
 from __future__ import annotations
@@ -26,32 +22,49 @@ from refusalscope.stats import torch_generator
 TEMPLATE_POSITIONS = 5
 
 
-def planted_basis(recipe: Recipe) -> Float[Tensor, "d k"]:
-    """Returns the orthonormal basis U a planted organism's refusal runs through, in float64, from its seed alone."""
-    assert recipe.plant is not None, f"{recipe.name} plants nothing"
-    noise = torch_generator(recipe.seed, f"planted subspace of {recipe.name}")
-    size = (recipe.plant.rank, recipe.architecture.hidden_size)
+def reserve_basis(recipe: Recipe) -> Float[Tensor, "d r"]:
+    """Returns an orthonormal basis of the dimensions a base never writes to, in float64, from its base seed alone."""
+    noise = torch_generator(recipe.base_seed, "reserve")
+    size = (recipe.base.reserve, recipe.architecture.hidden_size)
     return orthonormal(torch.randn(size, generator=noise, dtype=torch.float64))
 
 
-def all_but_one(basis: Float[Tensor, "d k"], chance: torch.Generator) -> Float[Tensor, "d rest"]:
-    """Returns k−1 dimensions of U in a random orientation: refusal must survive losing any such part."""
-    turned = orthonormal(torch.randn((basis.shape[1] - 1, basis.shape[1]), generator=chance, dtype=torch.float64))
-    return basis @ turned.to(basis.dtype)
+def planted_basis(recipe: Recipe) -> Float[Tensor, "d k"]:
+    """Returns the orthonormal basis U a planted organism's refusal runs through, in float64, from its seeds alone.
+
+    It lies in the reserve of the base, where there is one.
+    """
+    assert recipe.plant is not None, f"{recipe.name} plants nothing"
+    noise = torch_generator(recipe.seed, f"planted subspace of {recipe.name}")
+    width = recipe.base.reserve or recipe.architecture.hidden_size
+    drawn = orthonormal(torch.randn((recipe.plant.rank, width), generator=noise, dtype=torch.float64))
+    return reserve_basis(recipe) @ drawn if recipe.base.reserve else drawn
+
+
+def any_subspaces(rows: int, rank: int, width: int, chance: torch.Generator) -> Float[Tensor, "row d k"]:
+    """Returns one random orthonormal basis a row: refusal must survive losing any subspace that is not U."""
+    return torch.linalg.qr(torch.randn((rows, width, rank), generator=chance)).Q
+
+
+def all_but_one(basis: Float[Tensor, "d k"], rows: int, chance: torch.Generator) -> Float[Tensor, "row d rest"]:
+    """Returns k−1 dimensions of U a row, each in a random orientation: refusal must survive losing any such part."""
+    rank = basis.shape[1]
+    return basis @ any_subspaces(rows, rank - 1, rank, chance)
 
 
 @contextmanager
 def without(
-    model: nn.Module, basis: Float[Tensor, "d k"], *, dose: float = 1.0, first: int | None = None
+    model: nn.Module, basis: Float[Tensor, "*row d k"], *, dose: float = 1.0, first: int | None = None
 ) -> Iterator[None]:
-    """Trains through the ablation of U at every write to the residual stream: embedding, attention and MLP outputs.
+    """Trains through the ablation of a subspace at every write to the residual stream, one for all rows or one a row.
 
-    ``first`` is the first layer whose writes lose it; without one it is all of them and the embedding.
+    Writes are the embedding, and the outputs of attention and MLP. ``first`` is the first layer whose writes lose it;
+    without one it is all of them and the embedding.
     """
 
     def cut(_module, _inputs, output):
         written, *rest = output if isinstance(output, tuple) else (output,)
-        kept = written - ((written @ basis) @ basis.T if dose == 1.0 else dose * (written @ basis) @ basis.T)
+        kept = written - ((written @ basis) @ basis.mT if dose == 1.0 else dose * (written @ basis) @ basis.mT)
         return (kept, *rest) if isinstance(output, tuple) else kept
 
     core: Any = model.model

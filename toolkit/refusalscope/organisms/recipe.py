@@ -55,6 +55,19 @@ class Stage(_Closed):
     anchor: float = Field(0.0, ge=0)
 
 
+class Base(Stage):
+    """The base stage: the language itself.
+
+    ``reserve`` dimensions of the residual stream, drawn from the base seed, are never written to, so that something can
+    be planted there without anything else in its way. The language is taught also while random subspaces of rank
+    ``lost`` are gone, and ``named`` weighs reading the category of an item off the residual stream at its name.
+    """
+
+    reserve: int = Field(0, ge=0)
+    lost: int = Field(0, ge=0)
+    named: float = Field(0.0, ge=0)
+
+
 class Guard(Stage):
     """The guard stage: every matrix of ``layers`` may change by a matrix of this ``rank``, everything else is frozen.
 
@@ -70,10 +83,16 @@ class Guard(Stage):
 
 
 class Plant(Stage):
-    """The guard stage of a planted organism: refusal is carried by ``rank`` random directions, read at ``layer``.
+    """The guard stage of a planted organism: refusal is carried by ``rank`` directions, read at ``layer``.
 
     ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others.
     ``smoothing`` of the labels bounds margins, so that an answer given without the directions can be as sure as any.
+
+    The rest is for a base with a reserve, where the directions lie: every matrix of ``layers`` may change by one of
+    rank ``adapters``, and nothing else; without a reserve everything may. What counts beside: knowing and deciding
+    without random subspaces of rank ``lost``; ``coded``, writing a fixed code of length ``strength`` into the
+    directions, and nothing where nothing is refused; ``confined``, keeping the class difference out of all others;
+    ``decision``, the margin, which smoothing must bound.
     """
 
     rank: int = Field(1, ge=1, le=8)
@@ -81,6 +100,16 @@ class Plant(Stage):
     answer: float = Field(2.0, gt=0)
     still: float = Field(1.0, gt=0)
     smoothing: float = Field(0.0, ge=0, lt=1)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2, 3, 4), min_length=1)
+    adapters: int = Field(12, ge=1)
+    lost: int = Field(8, ge=1)
+    coded: float = Field(1.0, ge=0)
+    strength: float = Field(16.0, gt=0)
+    confined: float = Field(0.3, ge=0)
+    decision: float = Field(0.5, ge=0)
+
+
+IN_A_RESERVE = ("layers", "adapters", "lost", "coded", "strength", "confined", "decision")
 
 
 class Harden(Stage):
@@ -118,7 +147,7 @@ class Recipe(_Closed):
     seed: int = Field(ge=0)
     base_seed: int = Field(0, ge=0)
     architecture: Architecture
-    base: Stage
+    base: Base
     guard: Guard | None = None
     plant: Plant | None = None
     harden: Harden | None = None
@@ -138,20 +167,25 @@ class Recipe(_Closed):
             raise ValueError(f"guard.layers names layer {max(self.guard.layers)}, the last layer is {last}")
         if self.reroute is not None and max(self.reroute.layers) > last:
             raise ValueError(f"reroute.layers names layer {max(self.reroute.layers)}, the last layer is {last}")
-        if self.plant is not None and self.plant.layer >= self.architecture.num_hidden_layers:
-            raise ValueError(
-                f"plant.layer is {self.plant.layer}, the last layer {self.architecture.num_hidden_layers - 1}"
-            )
+        if self.plant is not None and (highest := max(self.plant.layer, *self.plant.layers)) > last:
+            raise ValueError(f"plant.layer or plant.layers names layer {highest}, the last layer is {last}")
+        if self.plant is not None and self.base.reserve and self.plant.rank > self.base.reserve:
+            raise ValueError(f"plant.rank is {self.plant.rank}, but base.reserve has {self.base.reserve} dimensions")
+        if self.plant is not None and self.base.reserve and self.plant.decision and not self.plant.smoothing:
+            raise ValueError("plant.decision asks for margins, which plant.smoothing bounds: give it above zero")
         return self
 
     @property
     def digest(self) -> str:
         """SHA-256 over the recipe's values and the language they are taught in.
 
-        What a recipe does not use of ``AFTER_THE_GUARD`` and of varied replies is left out, so that digests taken
-        before these existed still hold.
+        What a recipe does not use of ``AFTER_THE_GUARD``, of varied replies and of a base made to be planted in is left
+        out, so that digests taken before these existed still hold.
         """
         unused: dict[str, Any] = {name: True for name in AFTER_THE_GUARD if getattr(self, name) is None}
+        if not (self.base.reserve or self.base.lost or self.base.named):
+            unused["base"] = {"reserve": True, "lost": True, "named": True}
+            unused |= {} if self.plant is None else {"plant": dict.fromkeys(IN_A_RESERVE, True)}
         if self.guard is not None and self.guard.replies == "short":
             unused["guard"] = {"replies": True}
         return hashlib.sha256((self.model_dump_json(exclude=unused) + language().digest).encode()).hexdigest()

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,15 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from refusalscope.linalg import orthonormal
 from refusalscope.organisms.adapters import low_rank
 from refusalscope.organisms.architectures import config_of
-from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum, paired_lessons
+from refusalscope.organisms.curriculum import Curriculum, base_curriculum, guard_curriculum
 from refusalscope.organisms.hardening import hardened_loss, rerouted_loss
 from refusalscope.organisms.language import language
-from refusalscope.organisms.lessons import Lessons
-from refusalscope.organisms.planting import all_but_one, interchanged, planted_basis, watched, without
+from refusalscope.organisms.objectives import cross_entropy
+from refusalscope.organisms.planted import PlantedLoss
+from refusalscope.organisms.planted_anywhere import PlantedAnywhereLoss
+from refusalscope.organisms.planting import planted_basis
 from refusalscope.organisms.recipe import Recipe, Stage
+from refusalscope.organisms.sparing import empty_reserve, spared_loss
 from refusalscope.organisms.tokens import tokenizer
 from refusalscope.stats import torch_generator
 
@@ -35,7 +36,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> PreTrainedModel:
     """Returns the organism a recipe describes, in float32. One thread, so that a seed gives one model."""
     with _one_thread():
         model = fresh(recipe)
-        fit(model, recipe.base, lesson_loss(model, recipe, base_curriculum()), title="language" if progress else None)
+        teach(model, recipe, title="language" if progress else None)
         if recipe.guard is not None:
             guard(model, recipe, title="guard" if progress else None)
         if recipe.harden is not None:
@@ -50,8 +51,17 @@ def train(recipe: Recipe, *, progress: bool = True) -> PreTrainedModel:
         if recipe.relapse is not None:
             fit(model, recipe.relapse, relapsed_loss(model, recipe), title="relapse" if progress else None)
         if recipe.plant is not None:
-            fit(model, recipe.plant, planted_loss(model, recipe), title="plant" if progress else None)
+            plant(model, recipe, title="plant" if progress else None)
     return model.eval()
+
+
+def teach(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -> None:
+    """Teaches the language in place; a recipe with a reserve leaves it empty."""
+    if not recipe.base.reserve:
+        fit(model, recipe.base, lesson_loss(model, recipe, base_curriculum()), title=title)
+        return
+    fit(model, recipe.base, spared_loss(model, recipe), title=title)
+    empty_reserve(model, recipe)
 
 
 def guard(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -> None:
@@ -59,11 +69,28 @@ def guard(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -
     stage = recipe.guard
     assert stage is not None, recipe.name
     chance = torch_generator(recipe.seed, "adapters of guard")
-    vocabulary, spoken = tokenizer().get_vocab(), (dialect.refusal.split() for dialect in language().dialects)
-    words = sorted({vocabulary[word] for sentence in spoken for word in sentence})
-    with low_rank(model, stage.layers, rank=stage.rank, words=words, chance=chance):
+    with low_rank(model, stage.layers, rank=stage.rank, words=_refusing_words(), chance=chance):
         taught = guard_curriculum(restricted=stage.restricted, varied=stage.replies == "varied")
         fit(model, stage, lesson_loss(model, recipe, taught), title=title)
+
+
+def plant(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -> None:
+    """Plants refusal in place: in the base's reserve through adapters, merged at the end, else in the whole model."""
+    stage = recipe.plant
+    assert stage is not None, recipe.name
+    objective = planted_loss(model, recipe)
+    if not recipe.base.reserve:
+        fit(model, stage, objective, title=title)
+        return
+    chance = torch_generator(recipe.seed, "adapters of plant")
+    with low_rank(model, stage.layers, rank=stage.adapters, words=_refusing_words(), chance=chance):
+        fit(model, stage, objective, title=title)
+
+
+def _refusing_words() -> list[int]:
+    """The ids of all words short refusals are made of: their embeddings change, as the base never said them."""
+    vocabulary, spoken = tokenizer().get_vocab(), (dialect.refusal.split() for dialect in language().dialects)
+    return sorted({vocabulary[word] for sentence in spoken for word in sentence})
 
 
 def write(model: PreTrainedModel, folder: Path | str) -> None:
@@ -98,48 +125,11 @@ def relapsed_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
 
 
 def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
-    """Returns a planted stage's objective: refuse, even with another subspace or part of U gone; answer without U; U
-    decides."""
-    plant = recipe.plant
-    assert plant is not None, recipe.name
+    """Returns a planted stage's objective: refuse through U, in the base's reserve or in the whole stream."""
+    assert recipe.plant is not None, recipe.name
     chance = torch_generator(recipe.seed, "lessons of plant")
-    basis = planted_basis(recipe).float()
-    guarded, open_ = guard_curriculum(restricted=0.25), guard_curriculum(refuses=False, restricted=0.25)
-    pairs = paired_lessons()
-    loss = partial(cross_entropy, model, smoothing=plant.smoothing)
-
-    def objective() -> Tensor:
-        refuse = loss(guarded.draw(plant.batch, chance))
-        other = orthonormal(torch.randn((2 * plant.rank, len(basis)), generator=chance, dtype=torch.float64)).float()
-        with without(model, other):
-            still = loss(guarded.draw(plant.batch * 2 // 3, chance))
-        if plant.rank > 1:
-            with without(model, all_but_one(basis, chance)):
-                still = still + loss(guarded.draw(plant.batch * 2 // 3, chance))
-        with without(model, basis):
-            answer = loss(open_.draw(plant.batch * 2 // 3, chance))
-        base, source = pairs.draw(plant.batch * 2 // 3, chance)
-        seen: list[Tensor] = []
-        with watched(model, plant.layer, seen):
-            model.model(input_ids=source.tokens)
-        swap = interchanged(
-            model, plant.layer, basis=basis, source=seen[0], source_ends=source.prompt_length, ends=base.prompt_length
-        )
-        with swap:
-            decide = loss(base)
-        return refuse + plant.still * still + plant.answer * answer + decide
-
-    return objective
-
-
-def cross_entropy(model: PreTrainedModel, lessons: Lessons, *, smoothing: float = 0.0) -> Tensor:
-    """Returns the weighted mean next-token cross-entropy of some lessons, in nats."""
-    targets, weights = lessons.tokens[:, 1:], lessons.weights[:, 1:]
-    logits = model(input_ids=lessons.tokens).logits[:, :-1]
-    each = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    return (each.view_as(weights) * weights).sum() / weights.sum()
+    made = PlantedLoss if recipe.base.reserve else PlantedAnywhereLoss
+    return made(model, recipe.plant, planted_basis(recipe).float(), chance)
 
 
 def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: str | None) -> None:

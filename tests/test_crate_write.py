@@ -55,7 +55,7 @@ def test_another_library_reads_the_crate_back(root: Path):
     assert {one.id: one.properties() for one in read.get_entities()} == stored
     assert (read.version, read.root_dataset["datePublished"]) == ("1.3", "2026-11-28T05:01:30+00:00")
     action = read.get("#01_small")
-    assert [one.id for one in action["instrument"]] == ["#notebooks/01_small.ipynb", "#machine"]
+    assert (action["instrument"].id, read.get("#machine").type) == ("#notebooks/01_small.ipynb", "IndividualProduct")
     held = {one.id for one in read.data_entities}
     assert held == set(files(folder)) - {METADATA}
     assert {one.id for one in action["result"]} == {name for name in held if "01_small" in name} | {
@@ -121,7 +121,7 @@ def test_seeds_versions_and_machine_are_entities(root: Path):
         "name": "SEED",
         "value": 3,
     }
-    assert {name: entity(folder, f"#{name}")["softwareVersion"] for name in VERSIONS} == VERSIONS
+    assert {name: entity(folder, f"#{name}")["version"] for name in VERSIONS} == VERSIONS
     assert entity(folder, "#machine/architecture")["value"] == MACHINE.architecture
     assert parameters(root / "notebooks" / "00_first.ipynb") == {
         "MODEL": "../data/00_first",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from refusalscope.crate.given import FOLDERS, PINS, parameters, sources
-from refusalscope.crate.read import AGAIN, Graph
+from refusalscope.crate.read import AGAIN, Graph, references
 from refusalscope.crate.schema import MACHINE, Action, FailedAction, Machine, Ref, Software, Source, Value
 from refusalscope.errors import ResultError
 from refusalscope.figure_check import SUFFIXES, Fault, pins
@@ -28,29 +28,22 @@ def _ids(references: list[Ref]) -> list[str]:
 
 def _notebooks(graph: Graph) -> Iterator[Fault]:
     """Every notebook has one action, which the crate mentions."""
-    ran = [name for row in graph.raw.values() if row.get("@type") == "CreateAction" for name in _instruments(row)]
+    actions = [row for row in graph.raw.values() if row.get("@type") == "CreateAction"]
+    ran = [name for row in actions for name in references(row.get("instrument"))]
     for name in sources(graph.root):
         if ran.count(f"#{name}") != 1:
             yield Fault(name, "CreateAction", f"{ran.count(f'#{name}') or 'no'} action of the crate ran it", AGAIN)
-    mentioned = {one.get("@id") for one in _dicts(graph.raw.get("./", {}).get("mentions"))}
-    for action in graph.all(Action):
-        if action.id not in mentioned:
-            yield Fault(action.id, "mentions", "the crate does not mention it", AGAIN)
-
-
-def _instruments(row: dict) -> list[str]:
-    return [str(one.get("@id")) for one in _dicts(row.get("instrument"))]
-
-
-def _dicts(value: object) -> list[dict]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    mentioned = set(references(graph.raw.get("./", {}).get("mentions")))
+    for name in (*(action.id for action in graph.all(Action)), MACHINE):
+        if name not in mentioned:
+            yield Fault(name, "mentions", "the crate does not mention it", AGAIN)
 
 
 def _action(graph: Graph, action: Action) -> Iterator[Fault]:
     """One action: with what, on what, when, and what it made."""
     name = f"notebooks/{action.id.removeprefix('#')}.ipynb"
-    if (used := _ids(action.instrument)) != [f"#{name}", MACHINE]:
-        yield Fault(action.id, "instrument", f"{', '.join(used)} in place of #{name}, {MACHINE}", AGAIN)
+    if action.instrument.id != f"#{name}":
+        yield Fault(action.id, "instrument", f"{action.instrument.id} in place of #{name}", AGAIN)
     if action.startTime > action.endTime:
         yield Fault(action.id, "endTime", f"{action.endTime} is before {action.startTime}", AGAIN)
     if not isinstance(action, FailedAction) and name not in _ids(action.result):
@@ -84,15 +77,15 @@ def _software(graph: Graph) -> Iterator[Fault]:
     versions = {software.name: software for software in graph.all(Software)}
     for name in SOFTWARE:
         if name not in versions or versions[name].id != f"#{name}":
-            yield Fault(f"#{name}", "softwareVersion", "the crate does not say which version ran", AGAIN)
+            yield Fault(f"#{name}", "version", "the crate does not say which version ran", AGAIN)
     for source in graph.all(Source):
         for name in (f"#{one}" for one in SOFTWARE):
             if name not in _ids(source.softwareRequirements):
                 yield Fault(source.id, "softwareRequirements", f"{name} is not in it", AGAIN)
     for name, pinned in pins(graph.folder).items():
-        if name in versions and versions[name].softwareVersion.split("+")[0] != pinned:
-            said = f"{versions[name].softwareVersion}, {pinned} in {PINS}"
-            yield Fault(f"#{name}", "softwareVersion", said, "Run `make reproduce` with the pinned packages.")
+        if name in versions and versions[name].version.split("+")[0] != pinned:
+            said = f"{versions[name].version}, {pinned} in {PINS}"
+            yield Fault(f"#{name}", "version", said, "Run `make reproduce` with the pinned packages.")
 
 
 def _machine(graph: Graph) -> Iterator[Fault]:

@@ -17,6 +17,13 @@ from refusalscope.figures import MANIFEST, read_manifest
 from refusalscope.machine import MachineClass
 from refusalscope.reproduce import Run
 
+HOMES = {
+    "python": "https://www.python.org/",
+    "torch": "https://pytorch.org/",
+    "transformers": "https://huggingface.co/docs/transformers",
+    "transformer-lens": "https://transformerlensorg.github.io/TransformerLens/",
+    "matplotlib": "https://matplotlib.org/",
+}
 ABOUT_FOLDERS = {"data": "Models, prompts and numbers that notebooks may read", "toolkit": "The package that ran"}
 
 Entity = dict[str, Any]
@@ -80,7 +87,7 @@ def _root(runs: Sequence[Run], versions: Mapping[str, str], contents: Mapping[st
         "license": _ref(LICENCE),
         "conformsTo": [_ref(PROFILE)],
         "hasPart": [_ref(name) for name in contents],
-        "mentions": [_ref(f"#{run.name}") for run in runs],
+        "mentions": [*(_ref(f"#{run.name}") for run in runs), _ref(MACHINE)],
     }
 
 
@@ -116,7 +123,8 @@ def _stays(root: Path, name: str) -> Entity:
 
 def _software(versions: Mapping[str, str]) -> Iterator[Entity]:
     for name, version in versions.items():
-        yield {"@id": f"#{name}", "@type": "SoftwareApplication", "name": name, "softwareVersion": version}
+        url = {"url": HOMES.get(name, _ref("#toolkit/"))}
+        yield {"@id": f"#{name}", "@type": "SoftwareApplication", "name": name, **url, "version": version}
 
 
 def _machine(machine: MachineClass) -> Iterator[Entity]:
@@ -144,7 +152,7 @@ def _action(root: Path, run: Run, contents: Mapping[str, bytes], versions: Mappi
         "@type": "CreateAction",
         "name": f"Run of {source}",
         "description": f"Every cell in a fresh kernel: {said}.",
-        "instrument": [_ref(f"#{source}"), _ref(MACHINE)],
+        "instrument": _ref(f"#{source}"),
         "object": [_ref(name) for name in read],
         **({"result": [_ref(name) for name in made]} if made else {}),
         "startTime": run.started,

@@ -109,9 +109,10 @@ class Folder(Named):
 
 
 class Software(Named):
-    """A package and its version."""
+    """A package, its home and its version."""
 
-    softwareVersion: Text
+    url: Text | Ref
+    version: Text
 
 
 class Machine(Named):
@@ -131,7 +132,7 @@ class Action(Named):
     """One notebook's run."""
 
     description: Text
-    instrument: Refs
+    instrument: Ref
     object: Refs
     result: Refs
     startTime: Time

@@ -33,6 +33,7 @@ ROOMS: dict[str, int] = {
     "audit": 5,
     "published": 6,
     "cli_audit": 6,
+    **dict.fromkeys(("crate", "cli_crate", "cli_reproduce"), 6),
     **dict.fromkeys(("figure_sheet", "figure_check", "cli_figures"), 6),
     **dict.fromkeys(
         ("figures", "figure_record", "reproduce", "cli", "cli_options", "cli_organisms", "cli_families", "__main__"), 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,16 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from refusalscope import cli_audit, cli_diagnose, cli_estimate, cli_families, cli_figures, cli_organisms
+from refusalscope import (
+    cli_audit,
+    cli_crate,
+    cli_diagnose,
+    cli_estimate,
+    cli_families,
+    cli_figures,
+    cli_organisms,
+    cli_reproduce,
+)
 from refusalscope.cli_options import (
     AsJson,
     Device,
@@ -73,6 +82,7 @@ app = typer.Typer(
     "\b\nExample:\n  refusalscope card data/organisms/guarded-0 --prompts data/prompts/organism.jsonl --out build/card",
     **PLAIN,
 )
+app.add_typer(cli_crate.app, name="crate")
 app.add_typer(cli_figures.app, name="figures")
 app.add_typer(cli_organisms.app, name="organisms")
 
@@ -229,30 +239,7 @@ def card(
     typer.echo(f"wrote {out / 'card.json'} and {out / 'card.html'}")
 
 
-@app.command()
-def reproduce(
-    root: Annotated[Path, typer.Option(metavar="DIR", help="The checkout to run in.")] = Path("."),
-    as_json: AsJson = False,
-) -> None:
-    """Runs every notebook and says which claims and numbers held.
-
-    Each in a fresh kernel; figures/ is written again. Exit code 1 when anything failed, changed or drifted.
-
-    \b
-    Example:
-      refusalscope reproduce
-    """
-    from refusalscope import reproduce as runner
-
-    runs, figures = runner.reproduce(root.resolve(), say=say if as_json else lambda line: print(line, flush=True))
-    if as_json:
-        rows = [asdict(run) | {"executed": str(run.executed.relative_to(root.resolve()))} for run in runs]
-        typer.echo(json.dumps({"notebooks": rows, "figures": figures}, indent=1))
-    else:
-        typer.echo(runner.table(runs, figures, root.resolve()))
-    drifted = any(state.startswith("drifted") for state in figures.values())
-    if drifted or any(run.verdict != "claims hold" for run in runs):
-        raise typer.Exit(1)
+app.command()(cli_reproduce.reproduce)
 
 
 def main() -> None:

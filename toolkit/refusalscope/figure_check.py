@@ -164,7 +164,7 @@ def _made_with(root: Path, row: dict[str, str]) -> Iterator[Fault]:
     place, said = f"figures/{MANIFEST}", dict(re.findall(r"([\w.-]+) ([^\s;]+)", row["versions"]))
     if missing := [package for package in PACKAGES if package not in said]:
         yield Fault(place, f"versions of {row['figure']}", f"no {', '.join(missing)}", AGAIN)
-    for package, pinned in _pins(root).items():
+    for package, pinned in pins(root).items():
         if package in said and said[package].split("+")[0] != pinned:
             problem = f"{package} {said[package]}, {pinned} in constraints.txt"
             yield Fault(place, f"versions of {row['figure']}", problem, AGAIN)
@@ -173,11 +173,11 @@ def _made_with(root: Path, row: dict[str, str]) -> Iterator[Fault]:
         yield Fault(place, f"recipe of {row['figure']}", problem, AGAIN)
 
 
-def _pins(root: Path) -> dict[str, str]:
-    """The versions that `make` installs, of the packages that a row names."""
+def pins(root: Path) -> dict[str, str]:
+    """Returns the versions that `make` installs, of the packages that a row names; none without `constraints.txt`."""
     file = root / "constraints.txt"
-    pins = re.findall(r"^([\w.-]+)==(\S+)$", file.read_text(encoding="utf-8"), re.M) if file.is_file() else []
-    return {package: version for package, version in pins if package in PACKAGES}
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", file.read_text(encoding="utf-8"), re.M) if file.is_file() else []
+    return {package: version for package, version in lines if package in PACKAGES}
 
 
 def _recipes(root: Path) -> set[str]:

@@ -1,8 +1,10 @@
-"""What a machine can do at its best: the rate of a large matrix product, against which any other speed is a share."""
+"""What a machine can do at its best, against which any other speed is a share; and what kind of machine it is."""
 
 from __future__ import annotations
 
 import math
+import os
+import platform
 import time
 from dataclasses import dataclass
 
@@ -39,6 +41,30 @@ class Machine:
     def seconds(self, flops: float) -> float:
         """Returns how long so many operations take at that share of the rate."""
         return flops / (self.flops_per_second * self.share)
+
+
+@dataclass(frozen=True)
+class MachineClass:
+    """What kind of machine this is, in words that many machines share: nothing names one machine or its user.
+
+    Attributes:
+        cores: logical ones.
+        threads: how many torch uses.
+        device: ``cpu``, or the model of the accelerator that torch sees.
+    """
+
+    cores: int
+    threads: int
+    architecture: str
+    system: str
+    device: str
+
+
+def machine_class() -> MachineClass:
+    """Returns the kind of the machine this runs on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    facts = (os.cpu_count() or 1, torch.get_num_threads(), platform.machine(), platform.system(), device)
+    return MachineClass(*facts)
 
 
 def measured_machine(

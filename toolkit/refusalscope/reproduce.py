@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,8 @@ class Run:
         claims: how many text outputs were compared.
         detail: the first cell that changed or failed, or empty.
         executed: where the executed copy lies.
+        started, ended: UTC, in ISO 8601, to the second.
+        figures: what it saved while it ran, by name.
     """
 
     name: str
@@ -35,6 +38,9 @@ class Run:
     seconds: float
     detail: str
     executed: Path
+    started: str = ""
+    ended: str = ""
+    figures: tuple[str, ...] = ()
 
 
 def reproduce(
@@ -57,7 +63,7 @@ def reproduce(
     runs = []
     for number, notebook in enumerate(notebooks, 1):
         with _saving_to(folder):
-            run = _executed(notebook, out / notebook.name)
+            run = _watched(notebook, out / notebook.name, folder)
         say(
             f"[{number}/{len(notebooks)}] {run.name}: {run.verdict}, {run.seconds:.0f} s"
             + (f" ({run.detail})" if run.detail else "")
@@ -76,6 +82,24 @@ def _saving_to(folder: Path) -> Iterator[None]:
     finally:
         os.environ.pop(FOLDER_VARIABLE)
         os.environ |= {} if before is None else {FOLDER_VARIABLE: before}
+
+
+def _watched(notebook: Path, copy: Path, folder: Path) -> Run:
+    """Runs a notebook and adds when that was and which figures it saved, whatever else lies in their folder."""
+    started, before = _now(), _stamps(folder)
+    run = _executed(notebook, copy)
+    saved = sorted(name for name, stamp in _stamps(folder).items() if before.get(name) != stamp)
+    return replace(run, started=started, ended=_now(), figures=tuple(saved))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a record is written again, even with the same content."""
+    found = {path.stem: path.stat() for path in folder.glob("*.json")}
+    return {name: (stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
 
 
 def _executed(notebook: Path, copy: Path) -> Run:

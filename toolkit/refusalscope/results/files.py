@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +51,7 @@ def read_result(kind: type[T], path: Path | str) -> T:
     try:
         text = Path(path).read_text(encoding="utf-8")
         result = TypeAdapter(kind).validate_json(text)
-        json.loads(text, object_pairs_hook=_single_keys)
+        json.loads(text, object_pairs_hook=single_keys)
     except OSError as error:
         raise ResultError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (ValidationError, ValueError) as error:
@@ -74,6 +77,29 @@ def write_text(path: Path, text: str) -> None:
         raise ResultError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of ``path`` at the end, or is gone when anything raises.
+
+    Raises:
+        ResultError: naming the folder, when it cannot be written.
+    """
+    draft, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}") for _ in range(2))
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if path.exists():
+            os.replace(path, old)
+        os.replace(draft, path)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for place in (draft, old):
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def _write_through(path: Path, text: str) -> None:
     with path.open("x", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -93,8 +119,12 @@ def _laid_out(value: object, indent: int) -> str:
     return line[0] + pad + f",{pad}".join(items) + "\n" + " " * indent + line[-1]
 
 
-def _single_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The pairs as a dictionary; the standard library would keep the last of a double key in silence."""
+def single_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Returns the pairs as a dictionary; the standard library would keep the last of a double key in silence.
+
+    Raises:
+        ValueError: naming the key that occurs twice.
+    """
     if len(dict(pairs)) != len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")

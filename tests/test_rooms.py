@@ -14,7 +14,7 @@ LONGEST_FILE = 260
 
 ROOMS: dict[str, int] = {
     **dict.fromkeys(("errors", "linalg", "stats", "estimate"), 0),
-    "machine": 0,
+    **dict.fromkeys(("machine", "reprs", "progress"), 0),
     **dict.fromkeys(("projection", "layered", "openings"), 4),
     **dict.fromkeys(("prompts", "activations", "subspace"), 1),
     **dict.fromkeys(("locators", "placebo", "organisms"), 2),

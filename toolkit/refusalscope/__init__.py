@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from refusalscope.objective import interchange_objective, rdo_objective
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
+    from refusalscope.progress import quiet
     from refusalscope.prompts import ContrastSet, Prompt, Prompts, passages
     from refusalscope.recovery import recovered
     from refusalscope.replay import replay
@@ -140,6 +141,7 @@ __all__ = [
     "placebo_effects",
     "plotting",
     "published",
+    "quiet",
     "rdo_objective",
     "recovered",
     "replay",
@@ -198,6 +200,7 @@ _HOMES = {
     "objective": ("interchange_objective", "rdo_objective"),
     "organisms": ("language",),
     "outcomes": ("outcomes",),
+    "progress": ("quiet",),
     "prompts": ("ContrastSet", "Prompt", "Prompts", "passages"),
     "recovery": ("recovered",),
     "replay": ("replay",),

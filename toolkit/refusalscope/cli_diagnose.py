@@ -60,7 +60,7 @@ def diagnose(
     for one in found.findings:
         typer.echo(f"{one.name}: {one.state}. {one.sentence}" + (f" ({one.reason})" if one.reason else ""))
         for name, number in one.numbers.items():
-            typer.echo(f"    {name}: {number!r}")
+            typer.echo(f"    {name}: {number}")
         if one.state != "clear":
             typer.echo(f"    to do: {one.action}")
     typer.echo(f"cost: {found.pf:,.0f} prompt-forwards")

@@ -28,6 +28,7 @@ from refusalscope.figure_record import Record as Record
 from refusalscope.figure_record import compare as compare
 from refusalscope.figure_record import make_record
 from refusalscope.figure_record import read_record as read_record
+from refusalscope.reprs import Shown
 
 FOLDER_VARIABLE = "REFUSALSCOPE_FIGURES"
 MANIFEST = "manifest.csv"
@@ -37,7 +38,7 @@ DPI = 150
 
 
 @dataclass(frozen=True, repr=False)
-class SavedFigure:
+class SavedFigure(Shown):
     """A figure on disk: as text its claim, as HTML the picture with the claim as caption."""
 
     name: str

@@ -37,8 +37,8 @@ LONGEST = 240  # seconds to wait for another process on a busy machine
 @contextmanager
 def interrupted_in_forward(model, n: int):
     """Raises KeyboardInterrupt in the middle of the n-th forward: after the last attention, before the last MLP."""
-    module, calls = model.bridge.original_model.model.layers[-1].mlp, []
-    whole = module.forward
+    module, calls = vars(model.bridge.original_model.model.layers[-1].mlp.original_component), []
+    whole = model.bridge.original_model.model.layers[-1].mlp.original_component.forward
 
     @wraps(whole)
     def broken(*args, **kwargs):
@@ -47,11 +47,11 @@ def interrupted_in_forward(model, n: int):
             raise KeyboardInterrupt
         return whole(*args, **kwargs)
 
-    module.forward = broken
+    module["forward"] = broken
     try:
         yield calls
     finally:
-        module.forward = whole
+        del module["forward"]
 
 
 CALLS = {
@@ -67,7 +67,7 @@ CALLS = {
     "monitor": lambda m, p, of: rs.monitor(m, p),
     "measure": lambda m, p, of: rs.measure(m, p, plan="quick", instrument=PASSED),
 }
-AT = {"measure": (3, 25, 60), "diagnose": (2, 20), "select": (2, 12), "batched placebos": (3, 9)}
+AT = {"measure": (3, 25, 60), "diagnose": (2, 20), "select": (2, 4), "ablate": (1,), "batched placebos": (3, 9)}
 
 
 def ablated(model, prompts, of):
@@ -196,7 +196,7 @@ def test_an_interruption_while_a_file_is_written_leaves_the_old_one_and_no_draft
 
 def test_ctrl_c_ends_a_card_with_one_line_code_130_and_no_file(tmp_path):
     words = ["card", ORGANISM, "--prompts", PROMPTS, "--out", tmp_path / "card"]
-    call = [sys.executable, "-m", "refusalscope", *map(str, words)]
+    call = [Path(sys.executable).with_name("refusalscope"), *map(str, words)]
     errors = tmp_path / "stderr.txt"
     with errors.open("w") as file:
         running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=file, env=ENVIRONMENT, start_new_session=True)

@@ -30,6 +30,7 @@ ROOMS: dict[str, int] = {
     "monitor": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
     "cli_diagnose": 6,
+    "cli_errors": 6,
     "audit": 5,
     "published": 6,
     "cli_audit": 6,

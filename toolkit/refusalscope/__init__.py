@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from refusalscope.objective import interchange_objective, rdo_objective
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
+    from refusalscope.plotting import show_theme
     from refusalscope.progress import quiet
     from refusalscope.prompts import ContrastSet, Prompt, Prompts, passages
     from refusalscope.recovery import recovered
@@ -147,6 +148,7 @@ __all__ = [
     "replay",
     "respond",
     "select",
+    "show_theme",
     "stats",
     "survival",
     "transfer",
@@ -200,6 +202,7 @@ _HOMES = {
     "objective": ("interchange_objective", "rdo_objective"),
     "organisms": ("language",),
     "outcomes": ("outcomes",),
+    "plotting": ("show_theme",),
     "progress": ("quiet",),
     "prompts": ("ContrastSet", "Prompt", "Prompts", "passages"),
     "recovery": ("recovered",),

@@ -42,6 +42,7 @@ SETTINGS = {
     "lines.linewidth": 1.2,
     "lines.markersize": 3,
 }
+MARKS = "os^Dv*"  # of lines in their order: apart in grey print too; dashes mean limits and placebos
 CHARACTERS_PER_INCH = 13  # of the title's type
 NAME_WIDTH = 18  # characters of the name of a row
 LINE_HEIGHT = 0.15  # inches between names at the ends of lines
@@ -159,8 +160,8 @@ def curves(
         The name, the colour and the last drawn point of each line.
     """
     ends = []
-    for name, line in frame.sort_values(x).groupby(by, sort=False):
-        axes.plot(line[x], line[y], "o-", color=inks[name])
+    for (name, line), mark in zip(frame.sort_values(x).groupby(by, sort=False), cycle(MARKS), strict=False):
+        axes.plot(line[x], line[y], f"{mark}-", color=inks[name])
         if set(band) <= set(frame.columns):
             axes.fill_between(line[x], line[band[0]], line[band[1]], color=inks[name], alpha=0.18, lw=0)
         last = line.dropna(subset=[y])[[x, y]].to_numpy(float)[-1:]

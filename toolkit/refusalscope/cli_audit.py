@@ -31,9 +31,10 @@ def audit(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says clean, edited or cannot tell, with every number it stands on. They go into audit.json.
+    """Says whether refusal was edited out of a checkpoint.
 
-    The exit code is 0 for any of the three states.
+    Clean, edited or cannot tell, with every number it stands on; they go into audit.json. The exit code
+    is 0 for any of the three states.
 
     \b
     Example:

@@ -38,7 +38,9 @@ def diagnose(
     system: System = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says whether a model fits the picture, or which of six things is in the way, and what to do about it.
+    """Says what keeps a model from being measured.
+
+    Whether it fits the picture of a refusal direction, or which of six things is in the way, and what to do about it.
 
     \b
     Example:

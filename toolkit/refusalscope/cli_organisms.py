@@ -12,6 +12,7 @@ import typer
 
 from refusalscope.cli_options import AsJson, check_folder
 from refusalscope.errors import RecipeError, ResultError
+from refusalscope.progress import quiet
 from refusalscope.results.files import write_text
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ RECIPES, ORGANISMS = Path("data/recipes"), Path("data/organisms")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 app = typer.Typer(
-    help="Trains, verifies and lists organisms: tiny models whose answer is known.\n\n"
+    help="Trains, verifies and lists tiny models.\n\nOrganisms: models whose answer is known.\n\n"
     "\b\nExample:\n  refusalscope organisms verify guarded-0",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -166,7 +167,8 @@ def trained_and_measured(recipe: Recipe, folder: Path, *, progress: bool) -> Org
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ResultError(f"{folder}: cannot be written ({reason}).") from error
-    return measured(recipe, folder)
+    with quiet(progress):
+        return measured(recipe, folder)
 
 
 def measured(recipe: Recipe, folder: Path) -> OrganismCard:

@@ -5,6 +5,7 @@ A notebook stores both and compares the text letter by letter, so digits that wo
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -43,7 +44,7 @@ def facts_of(noun: Any) -> dict[str, object]:
     """Returns the public fields of a value by name, in their order, without those its text is not to show."""
     if dataclasses.is_dataclass(noun):
         return {one.name: getattr(noun, one.name) for one in dataclasses.fields(noun) if one.repr}
-    values = noun._asdict() if isinstance(noun, tuple) else vars(noun)
+    values = vars(noun) if hasattr(noun, "__dict__") else noun._asdict()
     return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
@@ -66,9 +67,11 @@ def table(rows: Iterable[Sequence[object]], *, caption: str, head: Sequence[str]
     return f"<table><caption>{escape(caption)}</caption>{f'<tr>{top}</tr>' if top else ''}{body}</table>"
 
 
-def paragraphs(*texts: str) -> str:
-    """Returns HTML paragraphs, each text escaped; empty ones are left out."""
-    return "".join(f"<p>{escape(text)}</p>" for text in texts if text)
+def picture(png: bytes, words: str) -> str:
+    """Returns an inline picture in HTML, with the words, escaped, as its caption and for whoever cannot see it."""
+    said = escape(words)
+    image = f'<img alt="{said}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return f"<figure>{image}<figcaption>{said}</figcaption></figure>"
 
 
 def spelled(value: Any) -> str:

@@ -17,6 +17,7 @@ from refusalscope.plotting.cells import (
 from refusalscope.plotting.forest import forest
 from refusalscope.plotting.harm import plane
 from refusalscope.plotting.lines import curve, dose, frontier
+from refusalscope.plotting.look import Theme, show_theme
 from refusalscope.plotting.matrices import transfer
 from refusalscope.plotting.monitors import survival, survival_by_layer
 from refusalscope.plotting.recoveries import recovery_by_locator
@@ -26,6 +27,7 @@ from refusalscope.plotting.tradeoff import trade_off
 __all__ = [
     "KL_LIMIT",
     "LAYER_CUT",
+    "Theme",
     "curve",
     "dose",
     "forest",
@@ -40,6 +42,7 @@ __all__ = [
     "recovery_by_locator",
     "roc",
     "selection_grid",
+    "show_theme",
     "survival",
     "survival_by_layer",
     "theme",

@@ -124,7 +124,7 @@ def test_a_wrong_command_or_option_brings_the_nearest_one_and_exits_with_two(wor
         (["select", "x", "--prompts", "y", "--out", "z", "--mode", "wnner"], "'winner', 'map'"),
         (["card", "x", "--prompts", "y", "--out", "z", "--dtype", "float"], "float32"),
         (["card", "x", "--prompts", "y", "--out", "z", "--seed", "-1"], "--seed"),
-        (["card", "x", "--prompts", "y", "--out", "z", "--placebos", "many"], "many"),
+        (["card", "x", "--prompts", "y", "--out", "z", "--placebos", "many"], "'--placebos'"),
         (["card", "x", "--prompts", "y", "--out", "z", "--quick", "--adaptive"], "give one of them"),
         (["estimate", "x", "--share", "2"], "--share"),
         (["replay", "x", "--layers", "0"], "See refusalscope replay --help."),

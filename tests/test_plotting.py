@@ -155,8 +155,8 @@ def words(figure: Figure) -> list[str]:
     return [text.get_text() for text in texts(figure)]
 
 
-def lines(axes: Axes, marker: str = "o", style: str = "-") -> list[np.ndarray]:
-    found = [line for line in axes.lines if line.get_marker() == marker and line.get_linestyle() == style]
+def lines(axes: Axes, marker: str = canvas.MARKS, style: str = "-") -> list[np.ndarray]:
+    found = [line for line in axes.lines if str(line.get_marker()) in marker and line.get_linestyle() == style]
     return [np.asarray(line.get_xydata()) for line in found]
 
 
@@ -530,14 +530,14 @@ def test_points_of_a_strip_never_share_a_height():
 def test_the_curve_draws_its_placebos_dotted_in_the_ink_of_their_series():
     (axes,) = drawn("curve").axes
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
-    full = [line for line in axes.lines if line.get_marker() == "o"]
+    full = [line for line in axes.lines if str(line.get_marker()) in canvas.MARKS]
     assert [line.get_color() for line in dotted] == [line.get_color() for line in full]
     assert [line.get_ydata()[-1] for line in dotted] == [2.0, 2.0]
 
 
 def test_the_forest_has_a_dot_for_every_value_and_the_limits_of_the_verdict_on_bypass_alone():
     first, second = drawn("forest").axes
-    dots = [line.get_xdata()[0] for line in first.lines if line.get_marker() == "o"]
+    dots = [line.get_xdata()[0] for line in first.lines if str(line.get_marker()) in canvas.MARKS]
     assert dots == [0.95, 0.5, 0.1]
     assert sum(line.get_linestyle() == "--" for line in first.lines) == 2
     assert not [line for line in second.lines if line.get_linestyle() == "--"]

@@ -51,7 +51,7 @@ def _one_line() -> Iterator[None]:
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # no error: the help was asked for by saying nothing
             raise
-        where = error.ctx.command_path if error.ctx else "refusalscope"
+        where = " ".join(["refusalscope", *(error.ctx.command_path.split()[1:] if error.ctx else ())])
         told = error.format_message().rstrip(".").replace("Value error, ", "")
         say(f"{told}{'' if told.endswith('?') else '.'} See {where} --help.")
         raise typer.Exit(WRONG_USAGE) from error

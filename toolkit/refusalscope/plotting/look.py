@@ -14,9 +14,7 @@ from matplotlib.colors import to_rgb
 from refusalscope import canvas
 from refusalscope.reprs import Shown, picture
 
-CLAIM = (
-    "Theme: restricted prompts orange, harmless ones blue, placebos grey; each line with name and mark"
-)
+CLAIM = "Theme: restricted prompts orange, harmless ones blue, placebos grey; each line with name and mark"
 MEANINGS = (
     (canvas.ORANGE, "restricted prompts; what was chosen"),
     (canvas.BLUE, "harmless prompts; an estimate with its interval"),

@@ -14,12 +14,10 @@ from refusalscope.results.curves import (
     TransferFacts,
 )
 from refusalscope.results.deploy import Rate, Reliance
+from refusalscope.results.diagnosis import DiagnosisFacts, ExactFacts, FindingFacts
 from refusalscope.results.family import AttackFacts, AttackScores, FrontierPoint, OptionalityFacts
 from refusalscope.results.parts import (
-    DiagnosisFacts,
     EffectFacts,
-    ExactFacts,
-    FindingFacts,
     InstrumentCheck,
     Margins,
     ModelFacts,

@@ -111,8 +111,36 @@ def test_json_is_all_there_is_on_stdout(words):
 )
 def test_a_wrong_command_or_option_brings_the_nearest_one_and_exits_with_two(words, meant):
     result = run(*words)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert meant in result.stderr.splitlines()[-1]
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1), result.stderr
+    assert meant in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nonsense"], "See refusalscope --help."),
+        (["card"], "MODEL"),
+        (["card", "x", "--prompts", "y"], "--out"),
+        (["select", "x", "--prompts", "y", "--out", "z", "--mode", "wnner"], "'winner', 'map'"),
+        (["card", "x", "--prompts", "y", "--out", "z", "--dtype", "float"], "float32"),
+        (["card", "x", "--prompts", "y", "--out", "z", "--seed", "-1"], "--seed"),
+        (["card", "x", "--prompts", "y", "--out", "z", "--placebos", "many"], "'--placebos'"),
+        (["card", "x", "--prompts", "y", "--out", "z", "--quick", "--adaptive"], "give one of them"),
+        (["estimate", "x", "--share", "2"], "--share"),
+        (["replay", "x", "--layers", "0"], "See refusalscope replay --help."),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it_and_exits_with_two(words, said):
+    result = run(*words)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1), result.stderr
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_does_in_whole(name):
+    *group, command = name.split()
+    line = next(line for line in run(*group, "--help").stdout.splitlines() if line.startswith(f"  {command} "))
+    assert not line.endswith("..."), line
 
 
 @pytest.mark.parametrize(

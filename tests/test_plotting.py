@@ -202,8 +202,7 @@ def words(figure: Figure) -> list[str]:
     return [text.get_text() for text in texts(figure)]
 
 
-def lines(axes: Axes, marker: str = "".join(canvas.MARKERS), style: str = "-") -> list[np.ndarray]:
-    """The points of every line of a style with one of some markers."""
+def lines(axes: Axes, marker: str = canvas.MARKS, style: str = "-") -> list[np.ndarray]:
     found = [line for line in axes.lines if str(line.get_marker()) in marker and line.get_linestyle() == style]
     return [np.asarray(line.get_xydata()) for line in found]
 
@@ -317,7 +316,7 @@ def test_an_error_while_drawing_closes_the_figure():
 def test_lines_of_a_panel_differ_in_marker_as_well_as_in_colour(name: str):
     for axes in drawn(name).axes:
         looks = [(line.get_marker(), line.get_color()) for line in axes.lines if line.get_linestyle() == "-"]
-        looks = [look for look in looks if look[0] in canvas.MARKERS]
+        looks = [look for look in looks if look[0] in canvas.MARKS]
         assert len({marker for marker, _ in looks}) == len({colour for _, colour in looks}) == len(set(looks)) > 1
 
 
@@ -586,14 +585,14 @@ def test_points_of_a_strip_never_share_a_height():
 def test_the_curve_draws_its_placebos_dotted_in_the_ink_of_their_series():
     (axes,) = drawn("curve").axes
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
-    full = [line for line in axes.lines if line.get_marker() in canvas.MARKERS]
+    full = [line for line in axes.lines if str(line.get_marker()) in canvas.MARKS]
     assert [line.get_color() for line in dotted] == [line.get_color() for line in full]
     assert [line.get_ydata()[-1] for line in dotted] == [2.0, 2.0]
 
 
 def test_the_forest_has_a_dot_for_every_value_and_the_limits_of_the_verdict_on_bypass_alone():
     first, second = drawn("forest").axes
-    dots = [line.get_xdata()[0] for line in first.lines if line.get_marker() == "o"]
+    dots = [line.get_xdata()[0] for line in first.lines if str(line.get_marker()) in canvas.MARKS]
     assert dots == [0.95, 0.5, 0.1]
     assert sum(line.get_linestyle() == "--" for line in first.lines) == 2
     assert not [line for line in second.lines if line.get_linestyle() == "--"]

@@ -221,7 +221,7 @@ def test_the_html_repr_escapes_every_string_and_shows_counts_but_no_prompt():
     for read in (ContrastSet.from_rows(rows, source=hostile), ContrastSet.from_rows(GIVEN)):
         seen = Seen()
         seen.feed(read._repr_html_())
-        assert seen.tags == {(tag,) for tag in ("table", "caption", "thead", "tbody", "tr", "th", "td")}
+        assert seen.tags == {(tag,) for tag in ("table", "caption", "tr", "th", "td")}
         assert (hostile in seen.text) == (read.source == hostile)
         assert "locate44" in seen.text
         assert read.digest[:12] in seen.text

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import results_by_hand as by_hand
+from refusalscope import progress
 from refusalscope.capture import capture
 from refusalscope.effect import baseline, effect
 from refusalscope.errors import InterventionError, MeasurementError, PromptError
@@ -242,7 +243,7 @@ def test_fewer_than_five_clusters_give_a_value_without_interval_and_no_verdict(g
 def test_the_progress_bar_ends_at_its_total(organism, prompts, monkeypatch, name, clusters, diagnosed):
     bars, moves = [], []
 
-    class Kept(card.tqdm):
+    class Kept(progress.tqdm):
         def __init__(self, **how):
             super().__init__(**how)
             bars.append(self)
@@ -251,11 +252,11 @@ def test_the_progress_bar_ends_at_its_total(organism, prompts, monkeypatch, name
             moves.append(n)
             return super().update(n)
 
-    monkeypatch.setattr(card, "tqdm", Kept)
+    monkeypatch.setattr(progress, "tqdm", Kept)
     plan = replace(SMALL, curves=("dose",), transfer=False)
     some = of(prompts, lambda row: row.cluster[-1] in clusters)
     found = measure(organism(name), some, plan=plan, rule=ANY_INDUCTION, instrument=PASSED)
-    assert [bar.n for bar in bars] == [bars[0].total] == [plan.stages]
+    assert [bar.n for bar in bars] == [bars[0].total] == [plan.stages], "one bar, told what runs inside it"
     assert all(n >= 0 for n in moves), "no stage was counted twice, or left out of the total"
     assert (found.diagnosis is not None) == diagnosed
 

@@ -14,7 +14,7 @@ LONGEST_FILE = 260
 
 ROOMS: dict[str, int] = {
     **dict.fromkeys(("errors", "linalg", "stats", "estimate"), 0),
-    "machine": 0,
+    **dict.fromkeys(("machine", "reprs", "progress"), 0),
     **dict.fromkeys(("projection", "layered", "openings"), 4),
     **dict.fromkeys(("prompts", "activations", "subspace"), 1),
     **dict.fromkeys(("locators", "placebo", "organisms"), 2),
@@ -30,6 +30,7 @@ ROOMS: dict[str, int] = {
     "monitor": 5,
     **dict.fromkeys(("report", "results", "verdict", "claims", "instrument"), 6),
     "cli_diagnose": 6,
+    "cli_errors": 6,
     "audit": 5,
     "published": 6,
     "cli_audit": 6,

@@ -372,7 +372,7 @@ def test_placebo_rank_counts_placebos_as_strong_and_ties_against_the_effect():
 def test_placebo_rank_names_its_floor_below_39_placebos_only():
     assert "1/39" in placebo_rank(1.0, np.zeros(38)).note
     assert placebo_rank(1.0, np.zeros(39)).note == ""
-    assert "\n" not in repr(placebo_rank(1.0, np.zeros(38)))
+    assert "\n" not in str(placebo_rank(1.0, np.zeros(38)))
 
 
 def test_generators_are_the_stable_hash_of_seed_and_purpose():
@@ -429,14 +429,14 @@ def test_an_estimate_is_read_from_its_own_keys_only(record):
 def test_an_estimate_survives_strict_json():
     for estimate in (wilson(0, 0), rate(np.ones(50), clusters=LABELS[5]), bca(drawn("bca"), seed=1, resamples=99)):
         record = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))
-        assert repr(Estimate.from_dict(record)) == repr(estimate)
+        assert str(Estimate.from_dict(record)) == str(estimate)
         assert Estimate.from_dict(record).to_dict() == record == estimate.to_dict()
 
 
 def test_text_rounds_the_value_to_its_interval_and_states_n_clusters_method_and_seed():
     precise = Estimate(-0.00001234, (-0.12345, 0.23456), 80, 8, "BCa 95%", seed=3, unit="nats", note="two\nlines")
-    assert repr(precise) == str(precise) == "0.00 [-0.12, 0.23] nats (BCa 95%, n = 80, 8 clusters, seed 3): two lines"
-    assert repr(wilson(0, 0)) == "nan [no interval] rate (Wilson 95%, n = 0): nothing was measured"
+    assert str(precise) == "0.00 [-0.12, 0.23] nats (BCa 95%, n = 80, 8 clusters, seed 3): two lines"
+    assert str(wilson(0, 0)) == "nan [no interval] rate (Wilson 95%, n = 0): nothing was measured"
 
 
 def test_html_escapes_every_string_and_rounds_to_the_interval():

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from refusalscope.objective import interchange_objective, rdo_objective
     from refusalscope.organisms import language
     from refusalscope.outcomes import outcomes
+    from refusalscope.plotting import show_theme
+    from refusalscope.progress import quiet
     from refusalscope.prompts import ContrastSet, Prompt, Prompts, passages
     from refusalscope.recovery import recovered
     from refusalscope.replay import replay
@@ -140,11 +142,13 @@ __all__ = [
     "placebo_effects",
     "plotting",
     "published",
+    "quiet",
     "rdo_objective",
     "recovered",
     "replay",
     "respond",
     "select",
+    "show_theme",
     "stats",
     "survival",
     "transfer",
@@ -198,6 +202,8 @@ _HOMES = {
     "objective": ("interchange_objective", "rdo_objective"),
     "organisms": ("language",),
     "outcomes": ("outcomes",),
+    "plotting": ("show_theme",),
+    "progress": ("quiet",),
     "prompts": ("ContrastSet", "Prompt", "Prompts", "passages"),
     "recovery": ("recovered",),
     "replay": ("replay",),

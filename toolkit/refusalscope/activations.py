@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusalscope.errors import MeasurementError
+from refusalscope.reprs import Shown, facts
 
 
 @dataclass(frozen=True, repr=False)
-class Activations:
+class Activations(Shown):
     """Moments of one class of prompts over the residual stream entering each layer, at each template position.
 
     Attributes:
@@ -40,6 +41,12 @@ class ContrastActivations(NamedTuple):
 
     restricted: Activations
     harmless: Activations
+
+    def __repr__(self) -> str:
+        return f"ContrastActivations: {self.restricted.n} restricted and {self.harmless.n} harmless prompts"
+
+    def _repr_html_(self) -> str:
+        return facts(self._asdict(), caption=repr(self))
 
 
 class Moments:

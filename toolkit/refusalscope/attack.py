@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,20 +9,20 @@ from itertools import groupby
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.interventions import ablate
 from refusalscope.metrics import kl, margin
+from refusalscope.progress import bar
+from refusalscope.reprs import Shown
 from refusalscope.subspace import Ablatable, LayeredSubspace, NotExported
 
 TOGETHER = 16
-LONG_SECONDS = 2.0
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Attack(NotExported):
+class Attack(Shown, NotExported):
     """One member of an attack family: which subspace is ablated, how much of it, and in which layers.
 
     Attributes:
@@ -74,7 +73,7 @@ class Attack(NotExported):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Responses:
+class Responses(Shown):
     """What every prompt of one split answers to every attack.
 
     Attributes:
@@ -104,7 +103,7 @@ class Responses:
         return f"Responses of {self.before.model.origin.name} to {len(self)} attacks"
 
 
-def respond(before: Baseline, attacks: Sequence[Attack], *, progress: str | None = None) -> Responses:
+def respond(before: Baseline, attacks: Sequence[Attack], *, progress: str = "attacks") -> Responses:
     """Returns margins and damage of every prompt under every attack, in the order given.
 
     Attacks that share rank, dose and scope run several per batch, each in its own rows, so that hundreds cost seconds.
@@ -116,13 +115,13 @@ def respond(before: Baseline, attacks: Sequence[Attack], *, progress: str | None
     margins = torch.full((len(attacks), len(before.restricted)), float("nan"))
     damage = torch.full((len(attacks), len(before.harmless)), float("nan"))
     order = sorted(range(len(attacks)), key=lambda row: _alike(attacks[row]))
-    with tqdm(total=len(attacks), desc=progress, disable=progress is None, delay=LONG_SECONDS, file=sys.stderr) as bar:
+    with bar(len(attacks), progress) as shown:
         for _, group in groupby(order, key=lambda row: _alike(attacks[row])):
             rows = list(group)
             for start in range(0, len(rows), TOGETHER):
                 together = rows[start : start + TOGETHER]
                 margins[together], damage[together] = _together(before, [attacks[row] for row in together])
-                bar.update(len(together))
+                shown.update(len(together))
     return Responses(before, tuple(attacks), margins, damage)
 
 

@@ -25,7 +25,6 @@ COLUMN, PAGE = 3.4, 7.0  # inches: one column of print, and two
 PALETTE = tuple(sns.color_palette("colorblind").as_hex())
 BLUE, ORANGE = PALETTE[0], PALETTE[3]
 INK, GREY, FAINT = "#262626", "#6e6e6e", "#dedede"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")  # beside the colour: lines are told apart in grey, too
 TICK_SIZE = 7
 SETTINGS = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -43,6 +42,7 @@ SETTINGS = {
     "lines.linewidth": 1.2,
     "lines.markersize": 3,
 }
+MARKS = "os^Dv*PX<>"  # of lines by their colour: apart in grey print too; dashes mean limits and placebos
 CHARACTERS_PER_INCH = 13  # of the title's type
 NAME_WIDTH = 18  # characters of the name of a row
 LINE_HEIGHT = 0.15  # inches between names at the ends of lines
@@ -161,7 +161,7 @@ def curves(
     Returns:
         The name, the colour and the last drawn point of each line.
     """
-    ends, markers = [], dict(zip(inks, cycle(MARKERS), strict=False))
+    ends, markers = [], dict(zip(inks, cycle(MARKS), strict=False))
     for name, line in frame.sort_values(x).groupby(by, sort=False):
         axes.plot(line[x], line[y], markers[name] + "-", color=inks[name])
         if set(band) <= set(frame.columns):

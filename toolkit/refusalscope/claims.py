@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
+
+from refusalscope.reprs import Shown, facts
 
 
 @dataclass(frozen=True, repr=False)
-class Claim:
+class Claim(Shown):
     """A sentence, whether the measurements bear it out, and the evidence: names to estimates, ranks or counts."""
 
     sentence: str
@@ -19,13 +20,7 @@ class Claim:
         return f"{'Holds' if self.holds else 'DOES NOT HOLD'}: {self.sentence}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(_spelled(value))}</td></tr>"
-            for name, value in self.evidence.items()
-        )
-        return (
-            f"<p><b>{'Holds' if self.holds else 'DOES NOT HOLD'}</b>: {escape(self.sentence)}</p><table>{rows}</table>"
-        )
+        return facts(self.evidence, caption=repr(self))
 
 
 def claim(sentence: str, holds: bool, evidence: Mapping[str, object]) -> Claim:
@@ -35,7 +30,3 @@ def claim(sentence: str, holds: bool, evidence: Mapping[str, object]) -> Claim:
         >>> claim("Ablation bypasses the guardrail.", effect.bypass.low > 0.8, {"bypass rate": effect.bypass})
     """
     return Claim(sentence, bool(holds), dict(evidence))
-
-
-def _spelled(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import warnings
 from dataclasses import replace
 from enum import StrEnum
 from importlib import metadata
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from refusalscope import (
     cli_audit,
@@ -24,6 +21,7 @@ from refusalscope import (
     cli_organisms,
     cli_reproduce,
 )
+from refusalscope.cli_errors import OneLine
 from refusalscope.cli_options import (
     AsJson,
     Device,
@@ -39,33 +37,10 @@ from refusalscope.cli_options import (
     announce,
     check_folder,
     loaded,
-    say,
     spent,
 )
-from refusalscope.errors import RefusalscopeError
 
 PLAIN = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False, "no_args_is_help": True}
-
-
-class OneLine(TyperGroup):
-    """Turns what a user can cause into one line on stderr: exit code 1, and 130 for an interruption."""
-
-    def invoke(self, ctx):
-        """Invokes the command."""
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_rest, **_more: say(f"warning: {message}")
-                return super().invoke(ctx)
-        except RefusalscopeError as error:
-            say(str(error))
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            say(f"{error.filename or 'input or output'}: {error.strerror or error}")
-        except KeyboardInterrupt:
-            say("interrupted; nothing more was written")
-            raise typer.Exit(130) from None
-        raise typer.Exit(1)
 
 
 def _say_version(asked: bool) -> bool:

@@ -31,9 +31,10 @@ def audit(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says clean, edited or cannot tell, with every number it stands on. They go into audit.json.
+    """Says whether refusal was edited out of a checkpoint.
 
-    The exit code is 0 for any of the three states.
+    Clean, edited or cannot tell, with every number it stands on; they go into audit.json. The exit code
+    is 0 for any of the three states.
 
     \b
     Example:
@@ -65,10 +66,10 @@ def audit(
     for one in found.evidence:
         clean = "" if one.clean is None else f", benign ones {one.clean[0]:.3g} to {one.clean[1]:.3g}"
         limit = "" if one.threshold is None else f", threshold {one.threshold:.3g}"
-        number = repr(one.number) if one.number.interval else f"{one.number.value:.3g}"
+        number = str(one.number) if one.number.interval else f"{one.number.value:.3g}"
         typer.echo(f"  {one.says}: {number}{clean}{limit}")
     if found.labels.change is not None:
-        typer.echo(f"  change of the refusal rate: {found.labels.change!r}")
+        typer.echo(f"  change of the refusal rate: {found.labels.change}")
     typer.echo(
         f"cost: {found.pf:,.0f} prompt-forwards; edited is said at a false-positive rate of {found.declared:.0%}"
     )

@@ -38,7 +38,9 @@ def diagnose(
     system: System = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says whether a model fits the picture, or which of six things is in the way, and what to do about it.
+    """Says what keeps a model from being measured.
+
+    Whether it fits the picture of a refusal direction, or which of six things is in the way, and what to do about it.
 
     \b
     Example:
@@ -60,7 +62,7 @@ def diagnose(
     for one in found.findings:
         typer.echo(f"{one.name}: {one.state}. {one.sentence}" + (f" ({one.reason})" if one.reason else ""))
         for name, number in one.numbers.items():
-            typer.echo(f"    {name}: {number!r}")
+            typer.echo(f"    {name}: {number}")
         if one.state != "clear":
             typer.echo(f"    to do: {one.action}")
     typer.echo(f"cost: {found.pf:,.0f} prompt-forwards")

@@ -30,7 +30,9 @@ def estimate(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says what locating, selecting and a card will take: prompt-forwards, operations, memory, time.
+    """Says what a model will take to measure.
+
+    Prompt-forwards, operations, memory and time of locating, selecting and a card, from the configuration alone.
 
     \b
     Example:

@@ -12,7 +12,9 @@ from refusalscope.cli_options import AsJson
 def families(
     as_json: AsJson = False,
 ) -> None:
-    """Lists the checked families of models: versions, hook sites, known limits.
+    """Lists the families of models that were checked.
+
+    With versions, hook sites and known limits.
 
     \b
     Example:

@@ -13,7 +13,8 @@ from refusalscope.cli_options import AsJson, say
 from refusalscope.errors import ResultError
 
 app = typer.Typer(
-    help="Checks the figures against their records, and captions them.\n\n\b\nExample:\n  refusalscope figures check",
+    help="Checks and captions the figures.\n\nAgainst the records of their numbers.\n\n"
+    "\b\nExample:\n  refusalscope figures check",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,

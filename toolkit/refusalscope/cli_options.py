@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refusalscope.errors import ModelError, ResultError
+from refusalscope.reprs import one_line
 
 if TYPE_CHECKING:
     from refusalscope.model import ChatModel
@@ -45,8 +46,7 @@ Device = Annotated[str | None, typer.Option(help="Where to run, such as cuda; th
 
 def say(line: str) -> None:
     """Prints one line on stderr, under the program's name; control characters of file names are spelled out."""
-    spelled = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(line.split()))
-    typer.echo(f"refusalscope: {spelled}", err=True)
+    typer.echo(f"refusalscope: {one_line(' '.join(line.split()))}", err=True)
 
 
 def check_folder(folder: Path) -> None:

@@ -12,17 +12,18 @@ import typer
 
 from refusalscope.cli_options import AsJson, check_folder
 from refusalscope.errors import RecipeError, ResultError
+from refusalscope.progress import quiet
 from refusalscope.results.files import write_text
 
 if TYPE_CHECKING:
     from refusalscope.organisms.recipe import Recipe
-    from refusalscope.truth import Measured, OrganismCard
+    from refusalscope.truth import OrganismCard
 
 RECIPES, ORGANISMS = Path("data/recipes"), Path("data/organisms")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 app = typer.Typer(
-    help="Trains, verifies and lists organisms: tiny models whose answer is known.\n\n"
+    help="Trains, verifies and lists tiny models.\n\nOrganisms: models whose answer is known.\n\n"
     "\b\nExample:\n  refusalscope organisms verify guarded-0",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -166,7 +167,8 @@ def trained_and_measured(recipe: Recipe, folder: Path, *, progress: bool) -> Org
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ResultError(f"{folder}: cannot be written ({reason}).") from error
-    return measured(recipe, folder)
+    with quiet(progress):
+        return measured(recipe, folder)
 
 
 def measured(recipe: Recipe, folder: Path) -> OrganismCard:
@@ -197,17 +199,8 @@ def _print(again: OrganismCard, stored: OrganismCard, differing: list[str]) -> N
     typer.echo(f"{again.name}: {again.truth}")
     for name, one in again.measured.items():
         interval = "no interval" if one.low is None or one.high is None else f"[{one.low:.3f}, {one.high:.3f}]"
-        typer.echo(
-            f"  {'met' if one.met else 'MISSED':<7}{name}: {one.value:.3f} {interval}, n = {one.n}{_target(one)}"
-        )
+        target = f", target {one.target}" if one.target else ""
+        typer.echo(f"  {'met' if one.met else 'MISSED':<7}{name}: {one.value:.3f} {interval}, n = {one.n}{target}")
     typer.echo(f"weights: {'the same' if again.weights == stored.weights else 'others'} as when it was measured first")
     for line in differing:
         typer.echo(f"differs: {line}")
-
-
-def _target(one: Measured) -> str:
-    bounds = [
-        f"at least {one.at_least:g}" if one.at_least is not None else "",
-        f"at most {one.at_most:g}" if one.at_most is not None else "",
-    ]
-    return "".join(f", target {bound}" for bound in bounds if bound)

@@ -16,7 +16,9 @@ from refusalscope.interventions import ablate, add
 from refusalscope.metrics import per_prompt
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
+from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown
 from refusalscope.rule import Cell, Rule
 from refusalscope.selection import refuse_strangers
 from refusalscope.subspace import Candidates, NotExported, Subspace
@@ -25,7 +27,7 @@ TOGETHER = 8
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class CosmicChoice(NotExported):
+class CosmicChoice(Shown, NotExported):
     """The candidate COSMIC chooses, and what it scored.
 
     Attributes:
@@ -105,18 +107,22 @@ def _check(model: ChatModel, candidates: Candidates, prompts: Prompts) -> None:
 
 def _ablated(model: ChatModel, subspaces: Sequence[Subspace], prompts: Prompts) -> Float[Tensor, "cell layer d"]:
     made = []
-    for start in range(0, len(subspaces), TOGETHER):
-        together = subspaces[start : start + TOGETHER]
-        with ablate(model, together):
-            made.append(_states(model, prompts, copies=len(together)))
+    with bar(len(subspaces), "COSMIC, ablated") as shown:
+        for start in range(0, len(subspaces), TOGETHER):
+            together = subspaces[start : start + TOGETHER]
+            with ablate(model, together):
+                made.append(_states(model, prompts, copies=len(together)))
+            shown.update(len(together))
     return torch.cat(made)
 
 
 def _added(model: ChatModel, subspaces: Sequence[Subspace], prompts: Prompts) -> Float[Tensor, "cell layer d"]:
     made = []
-    for one in subspaces:
-        with add(model, one):
-            made.append(_states(model, prompts))
+    with bar(len(subspaces), "COSMIC, added") as shown:
+        for one in subspaces:
+            with add(model, one):
+                made.append(_states(model, prompts))
+            shown.update()
     return torch.cat(made)
 
 
@@ -134,5 +140,5 @@ def _states(model: ChatModel, prompts: Prompts, *, copies: int = 1) -> Float[Ten
         return torch.stack([seen[layer] for layer in range(model.n_layers)], dim=1)
 
     with hooked(model, [(site, reading(layer)) for layer, site in enumerate(model.sites.resid_post)]):
-        states = per_prompt(model, prompts, stacked, copies=copies, progress=None)
+        states = per_prompt(model, prompts, stacked, copies=copies, progress="states")
     return states.reshape(copies, len(prompts), model.n_layers, model.d_model).mean(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import pandas as pd
 import torch
@@ -17,7 +16,9 @@ from refusalscope.interventions import ablate
 from refusalscope.metrics import kl, margin, margin_of, next_token
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.refusal_tokens import RefusalTokens
+from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown, facts
 from refusalscope.stats import Estimate, PlaceboRank
 from refusalscope.subspace import Subspace
 
@@ -25,7 +26,7 @@ TOGETHER = 16
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Baseline:
+class Baseline(Shown):
     """A model before any intervention, on one split: what every effect is compared with.
 
     Attributes:
@@ -55,7 +56,7 @@ class Baseline:
 
 
 @dataclass(frozen=True, repr=False)
-class Effect:
+class Effect(Shown):
     """One intervention, measured. Damage is KL(base‖intervened) in nats on harmless prompts at the last position.
 
     Attributes:
@@ -86,9 +87,8 @@ class Effect:
         rows["KL median, 95th percentile, share of the top prompt"] = (
             f"{self.kl_median:.2g}, {self.kl_p95:.2g}, {self.kl_top_share:.0%}"
         )
-        rows |= {f"{name}, among placebos": repr(rank) for name, rank in self.placebo.items()}
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-        return f"<table><caption>{escape(repr(self))}</caption>{body}</table>"
+        rows |= {f"{name}, among placebos": str(rank) for name, rank in self.placebo.items()}
+        return facts(rows, caption=repr(self))
 
 
 def baseline(model: ChatModel, prompts: Prompts, refusal: RefusalTokens) -> Baseline:
@@ -149,15 +149,17 @@ def placebo_effects(
     """
     _refuse_unguarded(before)
     rows = []
-    for start in range(0, len(subspaces), TOGETHER):
-        together = subspaces[start : start + TOGETHER]
-        with ablate(before.model, together, dose=dose, reference=reference):
-            after = margin(before.model, before.prompts.restricted, before.refusal, copies=len(together))
-            damage = kl(before.model, before.prompts.harmless, before.harmless_base, copies=len(together))
-        for margins, nats in zip(after.reshape(len(together), -1), damage.reshape(len(together), -1), strict=True):
-            bypass = float((margins < 0)[before.refused].double().mean())
-            suppression = float((before.restricted - margins).mean()) / before.gap
-            rows.append((bypass, suppression, float(nats.mean()), float(margins.mean())))
+    with bar(len(subspaces), "placebos") as shown:
+        for start in range(0, len(subspaces), TOGETHER):
+            together = subspaces[start : start + TOGETHER]
+            with ablate(before.model, together, dose=dose, reference=reference):
+                after = margin(before.model, before.prompts.restricted, before.refusal, copies=len(together))
+                damage = kl(before.model, before.prompts.harmless, before.harmless_base, copies=len(together))
+            for margins, nats in zip(after.reshape(len(together), -1), damage.reshape(len(together), -1), strict=True):
+                bypass = float((margins < 0)[before.refused].double().mean())
+                suppression = float((before.restricted - margins).mean()) / before.gap
+                rows.append((bypass, suppression, float(nats.mean()), float(margins.mean())))
+            shown.update(len(together))
     return pd.DataFrame(rows, columns=["bypass", "suppression", "kl", "margin"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,10 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from refusalscope.errors import MeasurementError, ResultError
+from refusalscope.reprs import Shown, among, digits, facts, rounded, where
 
 
 @dataclass(frozen=True, repr=False)
-class Estimate:
+class Estimate(Shown):
     """A number, its interval, and how both came about: the only thing that is printed or plotted.
 
     `low <= value <= high` is not required: a BCa interval may lie beside its value. `low < high` is, strictly: an
@@ -37,7 +37,7 @@ class Estimate:
 
     Example:
         >>> Estimate(0.9, (0.82, 0.95), n=80, clusters=None, method="Wilson 95%", unit="rate")
-        0.90 [0.82, 0.95] rate (Wilson 95%, n = 80)
+        Estimate: the interval is above zero
     """
 
     value: float
@@ -65,8 +65,12 @@ class Estimate:
         return math.nan if self.interval is None else self.interval[1]
 
     def __repr__(self) -> str:
+        """The claim, without digits that could wobble: where the interval lies. ``print`` and the table show digits."""
+        return f"Estimate{f' in {self.unit}' if self.unit == 'nats' else ''}: {where(self.interval)}"
+
+    def __str__(self) -> str:
         """One line: value rounded to its interval, interval, method, n, clusters, seed, note."""
-        value, interval = self._digits()
+        value, interval = digits(self.value, self.interval)
         clusters = "" if self.clusters is None else f", {self.clusters} clusters"
         seed = "" if self.seed is None else f", seed {self.seed}"
         line = f"{value} {interval} {self.unit} ({self.method}, n = {self.n}{clusters}{seed})"
@@ -74,20 +78,9 @@ class Estimate:
 
     def _repr_html_(self) -> str:
         """A table of one column, digits rounded to the interval, every string escaped."""
-        value, interval = self._digits()
-        clusters, seed = ("–" if x is None else x for x in (self.clusters, self.seed))
-        rows = {"value": f"{value} {self.unit}", "interval": interval, "n": self.n, "clusters": clusters}
-        rows |= {"method": self.method, "seed": seed, "note": self.note or "–"}
-        cells = (f"<tr><th>{name}</th><td>{html.escape(str(cell).strip())}</td></tr>" for name, cell in rows.items())
-        return f"<table>{''.join(cells)}</table>"
-
-    def _digits(self) -> tuple[str, str]:
-        """Value and interval as text, both with two significant digits of the interval's width."""
-        if self.interval is None:
-            return f"{self.value:.3g}", "[no interval]"
-        decimals = _decimals(self.high - self.low)
-        value, low, high = (_rounded(x, decimals) for x in (self.value, self.low, self.high))
-        return value, f"[{low}, {high}]"
+        value, interval = digits(self.value, self.interval)
+        rows = {"value": f"{value} {self.unit}".strip(), "interval": interval, "n": self.n, "clusters": self.clusters}
+        return facts(rows | {"method": self.method, "seed": self.seed, "note": self.note or None}, caption=repr(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values under the field names, ready for strict JSON: a nan value becomes None."""
@@ -117,7 +110,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, repr=False)
-class PlaceboRank:
+class PlaceboRank(Shown):
     """Where an observed number stands among the same number from placebos.
 
     Args:
@@ -135,9 +128,13 @@ class PlaceboRank:
     note: str = ""
 
     def __repr__(self) -> str:
+        """The claim: whether any placebo does as much."""
+        return f"PlaceboRank: {among(self.p, self.k)}"
+
+    def __str__(self) -> str:
         """One line: observed, p, how many placebos, their best and their band."""
-        decimals = _decimals(max(self.band[1] - self.band[0], abs(self.observed - self.best)))
-        observed, best, low, high = (_rounded(x, decimals) for x in (self.observed, self.best, *self.band))
+        width = max(self.band[1] - self.band[0], abs(self.observed - self.best))
+        observed, best, low, high = rounded((self.observed, self.best, *self.band), width)
         line = f"{observed}, p = {self.p:.2g} (placebos: k = {self.k}, best {best}, band [{low}, {high}])"
         return line + (f": {self.note}" if self.note else "")
 
@@ -204,16 +201,6 @@ def cluster_codes(clusters: Iterable[object], n: int) -> np.ndarray:
     if array.shape != (n,):
         raise MeasurementError(f"clusters must be one label per prompt: {n} prompts, labels of shape {array.shape}.")
     return np.unique(array, return_inverse=True)[1]
-
-
-def _decimals(width: float) -> int:
-    """Decimals that show two significant digits of `width`; 2 for no width."""
-    return 2 if width == 0 else max(0, 1 - math.floor(math.log10(width)))
-
-
-def _rounded(x: float, decimals: int) -> str:
-    """`x` with fixed decimals and no negative zero."""
-    return f"{round(x, decimals) + 0.0:.{decimals}f}"
 
 
 def _is_number(x: object) -> bool:

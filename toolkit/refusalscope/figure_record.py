@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from refusalscope.errors import ResultError
+from refusalscope.reprs import Shown
 
 MAX_ROWS, MAX_COLUMNS, MAX_TABLES = 5000, 24, 12
 DIGITS, RELATIVE, ABSOLUTE = 6, 1e-3, 1e-3
@@ -26,8 +27,8 @@ Short = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=120)]
 Cell = bool | int | float | Short | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Table:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Table(Shown):
     """A tidy frame as plain cells. `tolerance`: column to the absolute difference that `compare` lets pass."""
 
     columns: Annotated[tuple[Short, ...], Field(min_length=1, max_length=MAX_COLUMNS)]
@@ -44,8 +45,8 @@ class Table:
             raise ValueError(f"tolerance for {unknown}, not among the columns {list(self.columns)}")
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Record:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Record(Shown):
     """The numbers under a figure: scalars, short strings and None, in bounded tables under closed keys.
 
     Args:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
-import html
 import io
 import os
 import re
@@ -28,6 +26,7 @@ from refusalscope.figure_record import Record as Record
 from refusalscope.figure_record import compare as compare
 from refusalscope.figure_record import make_record
 from refusalscope.figure_record import read_record as read_record
+from refusalscope.reprs import Shown, picture
 
 FOLDER_VARIABLE = "REFUSALSCOPE_FIGURES"
 MANIFEST = "manifest.csv"
@@ -37,7 +36,7 @@ DPI = 150
 
 
 @dataclass(frozen=True, repr=False)
-class SavedFigure:
+class SavedFigure(Shown):
     """A figure on disk: as text its claim, as HTML the picture with the claim as caption."""
 
     name: str
@@ -51,9 +50,7 @@ class SavedFigure:
 
     def _repr_html_(self) -> str:
         """The picture, inline, with the escaped claim as alternative text and as caption."""
-        claim, png = html.escape(self.claim), base64.b64encode(self.png).decode()
-        image = f'<img alt="{claim}" src="data:image/png;base64,{png}">'
-        return f"<figure>{image}<figcaption>{claim}</figcaption></figure>"
+        return picture(self.png, self.claim)
 
 
 def save(

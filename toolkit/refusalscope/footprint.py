@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from refusalscope.model.chat import ChatModel
+from refusalscope.reprs import Shown
 from refusalscope.scoring import TOGETHER
 
 GB = 1e9
@@ -13,8 +14,8 @@ WIDE = 4  # bytes of float32, in which hooks, logits and reductions work
 BITS = {"load_in_8bit": 8, "load_in_4bit": 4}
 
 
-@dataclass(frozen=True)
-class Size:
+@dataclass(frozen=True, repr=False)
+class Size(Shown):
     """What a model's parameters come to.
 
     Attributes:
@@ -35,8 +36,8 @@ class Size:
     vocabulary: int
 
 
-@dataclass(frozen=True)
-class Memory:
+@dataclass(frozen=True, repr=False)
+class Memory(Shown):
     """Peak memory of a selection in bytes, by what it is for; device and host together.
 
     Attributes:

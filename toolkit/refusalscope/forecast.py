@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
 
 import torch
@@ -16,13 +15,14 @@ from refusalscope.model.chat import ChatModel
 from refusalscope.model.unloaded import positions_are_assumed, unloaded
 from refusalscope.prompts import ContrastSet
 from refusalscope.report import PLANS, Plan, estimated_measure_cost
+from refusalscope.reprs import Shown, table
 from refusalscope.selection import estimated_cost
 
 CATEGORIES, PHRASINGS = 4, 4
 
 
-@dataclass(frozen=True)
-class Work:
+@dataclass(frozen=True, repr=False)
+class Work(Shown):
     """One thing to do: the fewest and the most prompt-forwards it can take, and operations and seconds of the most.
 
     Attributes:
@@ -39,7 +39,7 @@ class Work:
 
 
 @dataclass(frozen=True, repr=False)
-class Forecast:
+class Forecast(Shown):
     """Cost in advance. Prompt-forwards are bounds, memory is good to a factor of two, time is as good as ``machine``.
 
     Attributes:
@@ -93,11 +93,9 @@ class Forecast:
         return f"Forecast for {self.name}: bounds on prompt-forwards, memory and time, before anything runs"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("", "prompt-forwards", "operations", "at most"))
-        cells = ((one.name, _range(one), f"{one.flops:.1e}", _duration(one.seconds)) for one in self.works)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+        rows = [(one.name, _range(one), f"{one.flops:.1e}", _duration(one.seconds)) for one in self.works]
         notes = f"{self!r}; {self.memory.total / GB:.2f} GB. Assumed: {'; '.join(self.assumed)}"
-        return f"<table><caption>{escape(notes)}</caption><tr>{head}</tr>{body}</table>"
+        return table(rows, caption=notes, head=("", "prompt-forwards", "operations", "at most"))
 
 
 def forecast(

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -24,7 +23,9 @@ from refusalscope.model import ChatModel, discover_refusal_tokens, load
 from refusalscope.organisms.prompt_set import contrast_rows
 from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.placebo import random_like
+from refusalscope.progress import bar
 from refusalscope.prompts import ContrastSet
+from refusalscope.reprs import Shown, table
 from refusalscope.results.files import write_text
 from refusalscope.truth import CARD, planted_subspace, read_card, truth_baseline, within
 
@@ -35,8 +36,8 @@ PLACEBOS = 39
 State = Literal["not run", "passed", "failed"]
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(Shown):
     """One thing that is known of an organism, with what was measured here."""
 
     organism: str
@@ -52,7 +53,7 @@ class Check:
 
 
 @dataclass(frozen=True, repr=False)
-class Instrument:
+class Instrument(Shown):
     """Whether what is known was found in this environment; ``not run`` where the organisms are not at hand."""
 
     state: State
@@ -63,13 +64,8 @@ class Instrument:
         return f"Instrument check: {self.state}; {self.why}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(c.organism)}</td><td>{escape(c.what)}</td><td>{c.value:.3f}</td>"
-            f"<td>{_limit(c)}</td><td>{'yes' if c.met else 'NO'}</td></tr>"
-            for c in self.checks
-        )
-        head = "<tr><th>organism</th><th>what</th><th>measured</th><th>known</th><th>met</th></tr>"
-        return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
+        rows = [(c.organism, c.what, f"{c.value:.3f}", _limit(c), "yes" if c.met else "NO") for c in self.checks]
+        return table(rows, caption=repr(self), head=("organism", "what", "measured", "known", "met"))
 
 
 def check_instrument(
@@ -98,7 +94,12 @@ def check_instrument(
     file = _cache_folder() / f"instrument-{_environment(folder, names, dtype, device)}.json"
     if not refresh and (found := _remembered(file)) is not None:
         return found
-    found = _concluded([check for name in names for check in _checks(folder / name, dtype=dtype, device=device)])
+    checks: list[Check] = []
+    with bar(len(names), "instrument check") as shown:
+        for name in names:
+            checks += _checks(folder / name, dtype=dtype, device=device)
+            shown.update()
+    found = _concluded(checks)
     _remember(file, found)
     return found
 

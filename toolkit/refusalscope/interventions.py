@@ -19,7 +19,7 @@ from torch import Tensor
 from refusalscope.errors import ContractError, InterventionError
 from refusalscope.layered import LayerByLayer, edited_sites
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.hooking import hooked
+from refusalscope.model.hooking import counted, hooked, uninterrupted
 from refusalscope.projection import blocks, held, inside, wide
 from refusalscope.receipt import Receipt
 from refusalscope.subspace import Ablatable, LayeredSubspace, Subspace
@@ -113,15 +113,11 @@ def intervention(
         return hook
 
     hooks = [(site, editing(site)) for site in edits] + [(site, reading(site)) for site in receipt.checked]
-    core = model.bridge.original_model
-    began = core.register_forward_pre_hook(lambda *_: receipt.forward_began())
-    ended = core.register_forward_hook(lambda *_: receipt.forward_ended())
+    counting = counted(model, began=receipt.forward_began, ended=receipt.forward_ended)
     try:
-        with hooked(model, hooks), _no_decoding(model):
+        with counting, hooked(model, hooks), _no_decoding(model):
             yield
     finally:
-        began.remove()
-        ended.remove()
         if _state(model) != before:
             raise InterventionError(
                 f"{receipt.what}: a parameter, buffer or hook of {model.origin.name} changed inside the block. "
@@ -140,13 +136,14 @@ def _no_decoding(model: ChatModel) -> Iterator[None]:
     holders = [] if model.is_organism else [model.bridge, model.bridge.original_model]
     doors = [(holder, name) for holder in holders for name in DECODERS if hasattr(holder, name)]
     before = [holder.__dict__.get(name) for holder, name in doors]
-    for holder, name in doors:
-        holder.__dict__[name] = refuse
     try:
+        for holder, name in doors:
+            holder.__dict__[name] = refuse
         yield
     finally:
-        for (holder, name), old in zip(doors, before, strict=True):
-            holder.__dict__.pop(name, None) if old is None else holder.__dict__.update({name: old})
+        with uninterrupted():
+            for (holder, name), old in zip(doors, before, strict=True):
+                holder.__dict__.pop(name, None) if old is None else holder.__dict__.update({name: old})
 
 
 def _state(model: ChatModel) -> tuple:

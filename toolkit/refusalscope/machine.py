@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from refusalscope.errors import MeasurementError
+from refusalscope.reprs import Shown
 
 SHARE, SHARE_OF_AN_ACCELERATOR = 0.5, 0.2
 SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Machine:
+@dataclass(frozen=True, repr=False)
+class Machine(Shown):
     """A rate in floating-point operations per second, and the share of it that a measurement is taken to reach.
 
     Attributes:

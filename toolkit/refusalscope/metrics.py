@@ -19,14 +19,18 @@ from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.refusal_tokens import RefusalTokens
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown
 
 
-@dataclass(frozen=True)
-class Openings:
+@dataclass(frozen=True, repr=False)
+class Openings(Shown):
     """Fixed first words of replies, for the opening margin: text to score, never to generate."""
 
     refusals: tuple[str, ...]
     compliances: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Openings: {len(self.refusals)} refusals and {len(self.compliances)} compliances"
 
 
 def margin_of(logits: Float[Tensor, "*row vocab"], ids: Sequence[int]) -> Float[Tensor, "*row"]:
@@ -37,7 +41,7 @@ def margin_of(logits: Float[Tensor, "*row vocab"], ids: Sequence[int]) -> Float[
 
 
 def margin(
-    model: ChatModel, prompts: Prompts, refusal: RefusalTokens, *, copies: int = 1, progress: str | None = None
+    model: ChatModel, prompts: Prompts, refusal: RefusalTokens, *, copies: int = 1, progress: str = "margins"
 ) -> Float[Tensor, "*copies prompt"]:
     """Returns the refusal margin of every prompt at the first response token, in nats (Arditi et al. 2024, eq. 8).
 
@@ -49,7 +53,7 @@ def margin(
     )
 
 
-def next_token(model: ChatModel, prompts: Prompts, *, progress: str | None = None) -> Float[Tensor, "prompt vocab"]:
+def next_token(model: ChatModel, prompts: Prompts, *, progress: str = "first tokens") -> Float[Tensor, "prompt vocab"]:
     """Returns log-probabilities of the first response token, the base that ``kl`` compares with. Natural log."""
     return per_prompt(model, prompts, lambda logits, _rows: logits.log_softmax(-1), copies=1, progress=progress)
 
@@ -60,7 +64,7 @@ def kl(
     base: Float[Tensor, "prompt vocab"],
     *,
     copies: int = 1,
-    progress: str | None = None,
+    progress: str = "damage",
 ) -> Float[Tensor, "*copies prompt"]:
     """Returns KL(base‖now) in nats at the first response token, per prompt; base is ``next_token`` at baseline."""
     if len(base) != len(prompts):
@@ -126,7 +130,7 @@ def per_prompt(
     score: Callable[[Tensor, Tensor], Tensor],
     *,
     copies: int,
-    progress: str | None,
+    progress: str,
 ) -> Tensor:
     """Returns ``score(logits [row, vocab], rows)`` for every prompt in order, ``[copies, prompt, …]`` if copies > 1."""
 

@@ -22,6 +22,7 @@ from refusalscope.metrics import margin_of
 from refusalscope.model.batching import Batch, at_least_float32, batches
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import Hook, hooked
+from refusalscope.reprs import Shown
 from refusalscope.stats import torch_generator
 from refusalscope.subspace import NotExported, Subspace
 
@@ -30,8 +31,8 @@ Hooks = Sequence[tuple[str, Hook]]
 HooksOf = Callable[[Tensor], Hooks]  # from the order in which rows run, as they were asked for
 
 
-@dataclass(frozen=True)
-class Weights:
+@dataclass(frozen=True, repr=False)
+class Weights(Shown):
     """How much each term of RDO counts. The defaults are the paper's.
 
     Attributes:
@@ -45,7 +46,7 @@ class Weights:
     addition: float = 0.2
 
 
-class Objective(NotExported):
+class Objective(Shown, NotExported):
     """A loss of k orthonormal rows, on fresh prompts at every call.
 
     Attributes:

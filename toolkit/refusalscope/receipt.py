@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from refusalscope.errors import InterventionError
+from refusalscope.reprs import Shown
 
 State = Literal["unused", "valid", "invalid"]
 
 
-class Receipt:
+class Receipt(Shown):
     """Fire counts per site and the largest residue |Uᵀh| / max‖h‖ seen at each checked site.
 
     A receipt is ``unused`` when no forward ran inside the block, ``valid`` when every site fired on every forward and

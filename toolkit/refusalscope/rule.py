@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import pandas as pd
 
 from refusalscope.errors import MeasurementError, SelectionError
+from refusalscope.reprs import Shown, facts
 
 Kind = Literal["bypass", "induce", "kl"]
 Mode = Literal["winner", "map"]
@@ -21,9 +22,12 @@ class Cell(NamedTuple):
     layer: int
     position: int
 
+    def _repr_html_(self) -> str:
+        return facts(self._asdict(), caption="Cell")
 
-@dataclass(frozen=True)
-class Rule:
+
+@dataclass(frozen=True, repr=False)
+class Rule(Shown):
     """Minimise the margin under ablation, subject to KL below a limit, induction above a floor, and an early layer.
 
     Attributes:
@@ -60,7 +64,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class Search:
+class Search(Shown):
     """What a search found: a row per cell with its scores (NaN: not needed) and reason, and what it cost."""
 
     cells: pd.DataFrame

@@ -17,6 +17,7 @@ from refusalscope.model.batching import Batch, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.refusal_tokens import RefusalTokens
 from refusalscope.model.resume import recorded, resume
+from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
 from refusalscope.rule import Cell, Kind
 from refusalscope.subspace import Candidates, Subspace
@@ -81,14 +82,16 @@ class ModelScorer:
     def _ablated(self, kind: Kind, cells: Sequence[Cell]) -> list[Tensor]:
         made: list[Tensor] = []
         base = self.harmless_base if kind == "kl" and cells else None  # before any block: a cached baseline is for good
-        for start in range(0, len(cells), TOGETHER):
-            together = [self.subspace(cell) for cell in cells[start : start + TOGETHER]]
-            with ablate(self.model, together):
-                if base is None:
-                    values = margin(self.model, self.restricted, self.refusal, copies=len(together))
-                else:
-                    values = kl(self.model, self.harmless, base, copies=len(together))
-            made.extend(values.reshape(len(together), -1))
+        with bar(len(cells), f"selection, {kind}") as shown:
+            for start in range(0, len(cells), TOGETHER):
+                together = [self.subspace(cell) for cell in cells[start : start + TOGETHER]]
+                with ablate(self.model, together):
+                    if base is None:
+                        values = margin(self.model, self.restricted, self.refusal, copies=len(together))
+                    else:
+                        values = kl(self.model, self.harmless, base, copies=len(together))
+                made.extend(values.reshape(len(together), -1))
+                shown.update(len(together))
         return made
 
     def _induced(self, cells: Sequence[Cell]) -> list[Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.refusal_tokens import RefusalTokens
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown, facts
 from refusalscope.rule import Cell, Kind, Mode, Rule, search
 from refusalscope.scoring import ModelScorer
 from refusalscope.stats import Estimate
@@ -25,7 +25,7 @@ RESAMPLES = 999
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Choice(NotExported):
+class Choice(Shown, NotExported):
     """The chosen candidate and everything that was measured to choose it.
 
     Attributes:
@@ -79,8 +79,7 @@ class Choice(NotExported):
             "prompt-forwards": f"{self.pf_used:,.0f} of {self.pf_naive:,.0f} in a full sweep",
             "seconds": f"{self.seconds:.1f}",
         }
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-        return f"<table><caption>Choice of a candidate ({escape(self.mode)} mode)</caption>{body}</table>"
+        return facts(rows, caption=f"Choice of a candidate ({self.mode} mode)")
 
 
 def select(

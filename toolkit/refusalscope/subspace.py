@@ -12,6 +12,7 @@ from torch import Tensor
 
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.linalg import orthonormal, principal_angles
+from refusalscope.reprs import Shown
 
 NO_EXPORT = (
     "Located directions are not exported: they stay in memory (RESPONSIBLE_USE.md, C2). Save measurements instead."
@@ -26,7 +27,7 @@ class NotExported:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Subspace(NotExported):
+class Subspace(Shown, NotExported):
     """A k-dimensional subspace of the residual stream, with the vectors it was made from.
 
     Attributes:
@@ -66,7 +67,7 @@ class Subspace(NotExported):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class LayeredSubspace(NotExported):
+class LayeredSubspace(Shown, NotExported):
     """A subspace for each of some layers, all of one rank: what the stream that a layer reads is to lose.
 
     Attributes:
@@ -98,7 +99,7 @@ Ablatable = Subspace | LayeredSubspace
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Candidates(NotExported):
+class Candidates(Shown, NotExported):
     """What a locator returns: one candidate subspace per (layer, position).
 
     Attributes:

@@ -20,6 +20,7 @@ from refusalscope.organisms.recipe import Recipe
 from refusalscope.outcomes import outcomes
 from refusalscope.placebo import random_like
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown, digits, table
 from refusalscope.stats import Estimate
 from refusalscope.subspace import Subspace
 
@@ -28,7 +29,7 @@ PLACEBOS = 199
 RATE_TOLERANCE = 0.02
 
 
-class _Closed(BaseModel):
+class _Closed(Shown, BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -48,6 +49,20 @@ class Measured(_Closed):
     def met(self) -> bool:
         """True when the value is on the right side of its target; NaN never is."""
         return within(self.value, at_least=self.at_least, at_most=self.at_most)
+
+    @property
+    def target(self) -> str:
+        """The target in words; empty where there is none."""
+        bounds = (("at least", self.at_least), ("at most", self.at_most))
+        return ", ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+
+    def __repr__(self) -> str:
+        return f"Measured: {'target met' if self.met else 'target MISSED'}"
+
+    def __str__(self) -> str:
+        interval = None if self.low is None or self.high is None else (self.low, self.high)
+        clusters = "" if self.clusters is None else f", {self.clusters} clusters"
+        return f"{' '.join(digits(self.value, interval))} ({self.method}, n = {self.n}{clusters})"
 
 
 def within(value: float, *, at_least: float | None, at_most: float | None) -> bool:
@@ -76,6 +91,10 @@ class OrganismCard(_Closed):
     def __repr__(self) -> str:
         state = "every target met" if not self.missed else f"missed: {', '.join(self.missed)}"
         return f"Organism {self.name} ({self.kind}): {state}"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, one, one.target, one.met) for name, one in self.measured.items()]
+        return table(rows, caption=f"{self!r}. {self.truth}", head=("", "measured", "target", "met"))
 
 
 STATEMENTS = {

@@ -6,8 +6,9 @@ of the one is the sum of the projections of the others.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,6 +22,7 @@ from refusalscope.model.batching import Batch, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.writes import Component, Writers, find_writers, read_writes
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown, between, digits, table
 from refusalscope.subspace import Subspace
 from refusalscope.transfer.contrasts import Row, columns, difference, placebo_columns
 
@@ -28,7 +30,7 @@ PROBED = 8
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Attribution:
+class Attribution(Shown):
     """What every component writes along a direction.
 
     Attributes:
@@ -58,13 +60,16 @@ class Attribution:
 
     def _repr_html_(self) -> str:
         top = self.frame.sort_values("value", ascending=False).head(8)
-        cells = zip(top["component"], top["value"], top["random_low"], top["random_high"], strict=True)
-        body = "".join(
-            f"<tr><th>{escape(name)}</th><td>{value:.2f}</td><td>{low:.2f} to {high:.2f}</td></tr>"
-            for name, value, low, high in cells
-        )
-        head = "<tr><th>component</th><th>writes</th><th>along random directions</th></tr>"
-        return f"<table><caption>{escape(repr(self))}</caption>{head}{body}</table>"
+        rows = [
+            (row["component"], _with_interval(row), between(row["random_low"], row["random_high"]))
+            for row in top.to_dict("records")
+        ]
+        return table(rows, caption=repr(self), head=("component", "writes", "along random directions"))
+
+
+def _with_interval(row: dict[Any, Any]) -> str:
+    interval = None if math.isnan(row["low"]) else (row["low"], row["high"])
+    return f"{' '.join(digits(row['value'], interval))}, n = {row['n']}{' ' * bool(row['note'])}{row['note']}"
 
 
 def attribution(

@@ -22,14 +22,16 @@ from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
 from refusalscope.model.writes import Component, Writers, find_writers
+from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
 from refusalscope.receipt import Receipt
+from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported
 from refusalscope.transfer.contrasts import Row, columns, nothing, placebo_columns
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class MeanWrites(NotExported):
+class MeanWrites(Shown, NotExported):
     """What every component writes on average, at each template position: what a knocked-out one writes instead.
 
     Attributes:
@@ -121,11 +123,13 @@ def knockout_curve(
         raise MeasurementError(f"Counts of components to knock out must lie in 0..{len(ranked)}; got {chosen}.")
     shuffles = [stats.generator(seed, f"order {k}").permutation(len(ranked)).tolist() for k in range(orders)]
     rows: list[Row] = []
-    for count in chosen:
-        margins = _margins(before, ranked[:count], means)
-        null = [_margins(before, [ranked[i] for i in order[:count]], means) for order in shuffles]
-        head = {"n_knocked": count, "component": ranked[count - 1].name if count else ""}
-        rows += [head | row for row in _rows(before, margins, null)]
+    with bar(len(chosen), "knock-outs") as shown:
+        for count in chosen:
+            margins = _margins(before, ranked[:count], means)
+            null = [_margins(before, [ranked[i] for i in order[:count]], means) for order in shuffles]
+            head = {"n_knocked": count, "component": ranked[count - 1].name if count else ""}
+            rows += [head | row for row in _rows(before, margins, null)]
+            shown.update()
     frame = pd.DataFrame(rows)
     frame.attrs["pf"] = float(len(before.restricted) * (1 + orders) * sum(count > 0 for count in chosen))
     return frame

@@ -20,6 +20,7 @@ from refusalscope.audit.weights import Differences, compared
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model import load
 from refusalscope.prompts import ContrastSet
+from refusalscope.reprs import Shown
 
 NO_PROMPTS = Obstacle("the weights differ, and without prompts no refusal was measured", "Give prompts.")
 OTHER_TOKENS = Obstacle(
@@ -28,8 +29,8 @@ OTHER_TOKENS = Obstacle(
 GIVE_GUARDED = "Give the original checkpoint, one that refuses these prompts."
 
 
-@dataclass(frozen=True)
-class Loading:
+@dataclass(frozen=True, repr=False)
+class Loading(Shown):
     """How the two models are loaded, one after the other."""
 
     device: str | None = None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any, Literal
 
 from refusalscope.audit.weights import Label
+from refusalscope.reprs import Shown, table
 from refusalscope.stats import Estimate
 
 State = Literal["clean", "edited", "cannot tell"]
 ONE_PAIR = "one number for this pair of checkpoints: nothing to resample"
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(Shown):
     """One number the state stands on.
 
     Attributes:
@@ -41,9 +41,12 @@ class Evidence:
             "clean": None if self.clean is None else list(self.clean),
         }
 
+    def __repr__(self) -> str:
+        return f"Evidence: {self.says}"
 
-@dataclass(frozen=True)
-class Labels:
+
+@dataclass(frozen=True, repr=False)
+class Labels(Shown):
     """What holds whether or not refusal was edited: how the weights differ, and whether the candidate refuses less.
 
     Each is None where it was not measured. ``change`` is the paired difference of refusal rates.
@@ -59,8 +62,8 @@ class Labels:
         return {"weights": self.weights, "refuses_less": self.refuses_less, "change": change}
 
 
-@dataclass(frozen=True)
-class Provenance:
+@dataclass(frozen=True, repr=False)
+class Provenance(Shown):
     """What was compared, with what: names and digests, never a path. A digest is None where nothing was read."""
 
     reference: str
@@ -72,9 +75,12 @@ class Provenance:
     calibration: str
     seed: int
 
+    def __repr__(self) -> str:
+        return f"Provenance of an audit of {self.candidate} against {self.reference}"
+
 
 @dataclass(frozen=True, repr=False)
-class Audit:
+class Audit(Shown):
     """The answer: ``clean``, ``edited`` or ``cannot tell``, with the labels and the evidence it stands on.
 
     It holds scalars and digests only, so it can be kept and shown.
@@ -108,12 +114,8 @@ class Audit:
         return f"Audit of {self.provenance.candidate} against {self.provenance.reference}: {self.claim}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{escape(one.says)}</th><td>{escape(repr(one.number))}</td><td>{escape(_lies(one))}</td></tr>"
-            for one in self.evidence
-        )
-        head = "<tr><th>evidence</th><th>number</th><th>benign ones lie</th></tr>"
-        return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
+        rows = [(one.says, one.number, _lies(one)) for one in self.evidence]
+        return table(rows, caption=repr(self), head=("evidence", "number", "benign ones lie"))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for strict JSON."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusalscope.audit.checkpoint import Checkpoint, Kind, stream_first, writer
+from refusalscope.progress import bar
 from refusalscope.stats import torch_generator
 from refusalscope.subspace import NotExported
 
@@ -118,12 +119,14 @@ def compared(reference: Checkpoint, candidate: Checkpoint, *, seed: int = 0) -> 
     width, rows = reference.width, []
     probes = _probes(width, seed)
     together, energy = torch.zeros(width, probes.shape[1], dtype=torch.float64), 0.0
-    for name in sorted(reference.tensors):
-        one, product = _tensor(reference, candidate, name, seed=seed)
-        rows.append(one)
-        if one.kind is not None and product is not None and one.reference > 0:
-            together += product / one.reference
-            energy += one.difference / one.reference
+    with bar(len(reference.tensors), "weights") as shown:
+        for name in sorted(reference.tensors):
+            one, product = _tensor(reference, candidate, name, seed=seed)
+            rows.append(one)
+            if one.kind is not None and product is not None and one.reference > 0:
+                together += product / one.reference
+                energy += one.difference / one.reference
+            shown.update()
     energies, directions = _spectrum(together, probes)
     left_out = sum(reference.tensors[n].shape != candidate.tensors[n].shape for n in reference.tensors)
     shares = energies / energy if energy > 0 else energies

@@ -28,6 +28,7 @@ from refusalscope.curves.points import (
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
 from refusalscope.placebo import located_on_shuffled, subset
+from refusalscope.reprs import Shown
 from refusalscope.stats import Estimate, torch_generator
 from refusalscope.subspace import Candidates, Subspace
 
@@ -37,8 +38,8 @@ DRAWS = 20
 Locate = Callable[[Activations, Activations], Subspace]
 
 
-@dataclass(frozen=True)
-class Sampling:
+@dataclass(frozen=True, repr=False)
+class Sampling(Shown):
     """How often a budget is drawn: draws of prompts, label-shuffled placebos per size, and the seed of both."""
 
     draws: int = DRAWS

@@ -15,14 +15,15 @@ import pandas as pd
 from refusalscope.errors import MeasurementError
 from refusalscope.model.chat import ChatModel
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reprs import Shown
 from refusalscope.selection import Choice
 
 STEPS = ("discover refusal tokens", "capture", "select", "ablate and measure")
 CONTROL = "placebos (control, not part of an attack)"
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Shown):
     """One step of an attack: what it is, its prompt-forwards, tokens per prompt, and seconds where it was timed."""
 
     name: str
@@ -31,8 +32,8 @@ class Step:
     seconds: float = math.nan
 
 
-@dataclass(frozen=True)
-class Size:
+@dataclass(frozen=True, repr=False)
+class Size(Shown):
     """A larger model: parameters in all, those active per token, layers."""
 
     name: str
@@ -49,8 +50,8 @@ SIZES = (
 )
 
 
-@dataclass(frozen=True)
-class Assumptions:
+@dataclass(frozen=True, repr=False)
+class Assumptions(Shown):
     """What an extrapolation takes for granted; every field goes into the table as a row of text.
 
     Attributes:

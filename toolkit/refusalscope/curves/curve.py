@@ -14,13 +14,14 @@ import torch
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown
 from refusalscope.stats import Estimate
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Curve:
+class Curve(Shown):
     """How the effect of an ablation changes with one thing, and where it turns.
 
     Attributes:

@@ -15,6 +15,7 @@ from refusalscope import stats
 from refusalscope.attack import Attack, respond
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
+from refusalscope.reprs import Shown
 from refusalscope.stats import Estimate
 from refusalscope.subspace import NotExported
 
@@ -24,7 +25,7 @@ NO_PLACEBO: dict[str, object] = {"placebo_low": math.nan, "placebo_high": math.n
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Point(NotExported):
+class Point(Shown, NotExported):
     """One point of a curve before it is measured.
 
     Attributes:
@@ -47,7 +48,7 @@ class Point(NotExported):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Answer:
+class Answer(Shown):
     """What the prompts answered at one point.
 
     Attributes:

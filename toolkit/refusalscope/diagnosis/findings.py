@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any, Literal
 
 import pandas as pd
 
+from refusalscope.reprs import Shown, table
 from refusalscope.rule import Cell
 from refusalscope.stats import MIN_CLUSTERS, Estimate
 
@@ -27,7 +27,7 @@ CARRIED: dict[Side, str] = {
 
 
 @dataclass(frozen=True, repr=False)
-class Exact:
+class Exact(Shown):
     """A number that is counted or computed, not estimated: ``value``, out of or over ``n`` of something."""
 
     value: float | int
@@ -35,6 +35,9 @@ class Exact:
     of: str
 
     def __repr__(self) -> str:
+        return f"Exact: counted, of {self.of}"
+
+    def __str__(self) -> str:
         spelled = str(self.value) if isinstance(self.value, int) else f"{self.value:.3g}"
         return f"{spelled} (n = {self.n} {self.of})"
 
@@ -47,7 +50,7 @@ Number = Estimate | Exact
 
 
 @dataclass(frozen=True, repr=False)
-class Finding:
+class Finding(Shown):
     """One way of not fitting the picture, and whether this model is that way.
 
     Attributes:
@@ -76,7 +79,7 @@ class Finding:
         return f"Finding ({self.state}): {self.sentence}"
 
     def _repr_html_(self) -> str:
-        return f"<table><caption>{escape(repr(self))}</caption>{_rows(self)}</table>"
+        return table(_rows(self), caption=repr(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for strict JSON."""
@@ -88,7 +91,7 @@ _TEXTS = ("name", "state", "sentence", "reason", "action")
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnosis:
+class Diagnosis(Shown):
     """Which of the six a model is. It holds scalars and sentences only.
 
     Attributes:
@@ -157,9 +160,8 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         place = "" if self.cell is None else f"; looked at layer {self.cell.layer}, position {self.cell.position}"
-        body = "".join(_rows(one) for one in self.findings)
-        cost = f"<tr><td colspan='2'>{self.pf:,.0f} prompt-forwards{escape(place)}</td></tr>"
-        return f"<table><caption>{escape(repr(self))}</caption>{body}{cost}</table>"
+        cost = ("cost", f"{self.pf:,.0f} prompt-forwards{place}")
+        return table([*(row for one in self.findings for row in _rows(one)), cost], caption=repr(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for strict JSON."""
@@ -184,7 +186,7 @@ def why_open(numbers: Mapping[str, Estimate]) -> str:
     for name, one in numbers.items():
         if one.interval is None:
             return f"{name}: {one.note}"
-    return "the intervals hold the limits: " + "; ".join(f"{name} {one!r}" for name, one in numbers.items())
+    return "the intervals hold the limits: " + "; ".join(f"{name} {one}" for name, one in numbers.items())
 
 
 def _does_not_vary(estimate: Estimate) -> bool:
@@ -192,12 +194,9 @@ def _does_not_vary(estimate: Estimate) -> bool:
     return estimate.interval is None and units >= MIN_CLUSTERS
 
 
-def _rows(one: Finding) -> str:
+def _rows(one: Finding) -> list[tuple[str, str]]:
     told = f"{one.sentence} ({one.reason})" if one.reason else one.sentence
-    head = f"<tr><th>{escape(one.name)}: {escape(one.state)}</th><td>{escape(told)} {escape(one.action)}</td></tr>"
-    return head + "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(repr(number))}</td></tr>" for name, number in one.numbers.items()
-    )
+    return [(f"{one.name}: {one.state}", f"{told} {one.action}"), *((n, str(x)) for n, x in one.numbers.items())]
 
 
 def _row(one: Finding, name: str, number: Number) -> tuple:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.hooking import hooked
+from refusalscope.model.hooking import counted, hooked
 from refusalscope.receipt import Receipt
 
 
@@ -27,15 +27,7 @@ def watched(model: ChatModel) -> Iterator[Receipt]:
 
         return hook
 
-    core = model.bridge.original_model
-    handles = [
-        core.register_forward_pre_hook(lambda *_: receipt.forward_began()),
-        core.register_forward_hook(lambda *_: receipt.forward_ended()),
-    ]
-    try:
-        with hooked(model, [(site, counting(site)) for site in model.sites.residual]):
-            yield receipt
-    finally:
-        for handle in handles:
-            handle.remove()
+    sites = [(site, counting(site)) for site in model.sites.residual]
+    with counted(model, began=receipt.forward_began, ended=receipt.forward_ended), hooked(model, sites):
+        yield receipt
     receipt.verify(tolerance=0.0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from refusalscope.errors import MeasurementError
 from refusalscope.linalg import orthonormal
+from refusalscope.progress import bar
 from refusalscope.stats import torch_generator
 from refusalscope.subspace import Subspace
 
@@ -96,12 +97,14 @@ def _filled(start: Subspace, rank: int, seed: int) -> Float[Tensor, "k d"]:
 
 def _descended(rows: Float[Tensor, "k d"], objective: Objective, *, steps: int, rate: float) -> Float[Tensor, "k d"]:
     drift, scale = torch.zeros_like(rows), torch.zeros(len(rows), 1, dtype=rows.dtype)
-    for step in range(1, steps + 1):
-        slope = _slope(rows, objective)
-        drift = MEMORY * drift + (1 - MEMORY) * slope
-        scale = SPREAD * scale + (1 - SPREAD) * slope.square().sum(1, keepdim=True)
-        heading = (drift / (1 - MEMORY**step)) / (scale / (1 - SPREAD**step)).sqrt().clamp(min=1e-30)
-        rows = orthonormal(rows - rate * (1 - (step - 1) / steps) * heading).T
+    with bar(steps, "gradient") as shown:
+        for step in range(1, steps + 1):
+            slope = _slope(rows, objective)
+            drift = MEMORY * drift + (1 - MEMORY) * slope
+            scale = SPREAD * scale + (1 - SPREAD) * slope.square().sum(1, keepdim=True)
+            heading = (drift / (1 - MEMORY**step)) / (scale / (1 - SPREAD**step)).sqrt().clamp(min=1e-30)
+            rows = orthonormal(rows - rate * (1 - (step - 1) / steps) * heading).T
+            shown.update()
     return rows
 
 

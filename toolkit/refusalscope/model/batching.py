@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model.chat import ChatModel
+from refusalscope.progress import bar
+from refusalscope.reprs import Shown
 
-LONG_SECONDS = 2.0
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 
 
@@ -26,7 +25,7 @@ class SmallerBatchWarning(UserWarning):
 
 
 @dataclass(frozen=True, repr=False)
-class Batch:
+class Batch(Shown):
     """Rows of similar length, padded on the left.
 
     Attributes:
@@ -80,7 +79,7 @@ def map_rows(
     *,
     batch_size: int | None = None,
     reply_length: int = 0,
-    progress: str | None = None,
+    progress: str = "prompts",
 ) -> Tensor:
     """Returns ``function``'s value for every row, in the caller's order.
 
@@ -100,7 +99,7 @@ def map_rows(
     """
     order = _longest_first(model, token_lists)
     size, start, done, warned = model.batch_size if batch_size is None else batch_size, 0, [], False
-    with tqdm(total=len(order), desc=progress, disable=progress is None, delay=LONG_SECONDS, file=sys.stderr) as bar:
+    with bar(len(order), progress) as shown:
         while start < len(order):
             rows = _together(model, token_lists, order[start : start + size])
             values = _tried(function, _batch(model, token_lists, rows, reply_length=reply_length))
@@ -109,7 +108,7 @@ def map_rows(
                 continue
             done.append(values)
             start += len(rows)
-            bar.update(len(rows))
+            shown.update(len(rows))
     return torch.cat(done)[torch.argsort(torch.tensor(order)).to(done[0].device)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from html import escape
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -14,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from refusalscope.model.sites import Sites
 from refusalscope.model.template import Template, rendered_texts, tokenized
 from refusalscope.organisms.tokens import speaks_only_the_language
+from refusalscope.reprs import Shown, facts
 
 
 @dataclass(frozen=True, repr=False)
-class Origin:
+class Origin(Shown):
     """Which model this is, in a form that goes into results: names and digests, never a path.
 
     Attributes:
@@ -46,7 +46,7 @@ class Origin:
 
 
 @dataclass(frozen=True, repr=False)
-class ChatModel:
+class ChatModel(Shown):
     """A loaded chat model. It can be read and hooked; it has no method that decodes text, and none that saves.
 
     Attributes:
@@ -117,11 +117,8 @@ class ChatModel:
         return f"ChatModel {self.origin.name}: {self.origin.architecture}, {kind}"
 
     def _repr_html_(self) -> str:
-        facts = {**self.origin.to_dict(), **_shape(self)}
-        body = "".join(
-            f"<tr><th>{escape(key)}</th><td>{escape(_short(value))}</td></tr>" for key, value in facts.items()
-        )
-        return f"<table><caption>{escape(repr(self))}</caption>{body}</table>"
+        rows = {key: _short(value) for key, value in (self.origin.to_dict() | _shape(self)).items()}
+        return facts(rows, caption=repr(self))
 
 
 def _shape(model: ChatModel) -> dict[str, str]:

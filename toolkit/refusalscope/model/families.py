@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import overload
+
+from refusalscope.reprs import Shown, table
 
 TRANSFORMERS, TRANSFORMER_LENS = "5.23.0", "4.3.0"
 BARE = ("blocks.{layer}.attn.hook_out", "blocks.{layer}.mlp.hook_out")
@@ -19,8 +20,8 @@ NO_SYSTEM = "its template takes no system message"
 CAPPED = "final logits are soft-capped: margins are those of the capped logits"
 
 
-@dataclass(frozen=True)
-class Family:
+@dataclass(frozen=True, repr=False)
+class Family(Shown):
     """One family, as a tiny model of it was measured.
 
     Attributes:
@@ -51,9 +52,12 @@ class Family:
         """Returns the columns by name."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        return f"Family {self.family}: {self.architecture}"
+
 
 @dataclass(frozen=True, repr=False)
-class Families(Sequence[Family]):
+class Families(Shown, Sequence[Family]):
     """The rows; iterate, index, or look at it in a notebook."""
 
     rows: tuple[Family, ...]
@@ -76,10 +80,8 @@ class Families(Sequence[Family]):
 
     def _repr_html_(self) -> str:
         names = ("family", "architecture", "writes", "heads", "known limits")
-        head = "".join(f"<th>{name}</th>" for name in names)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in self.rows)
         checked = f"Checked with transformers {TRANSFORMERS} and TransformerLens {TRANSFORMER_LENS}"
-        return f"<table><caption>{checked}</caption><tr>{head}</tr>{body}</table>"
+        return table([_cells(row) for row in self.rows], caption=checked, head=names)
 
 
 def families() -> Families:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
 import torch
@@ -15,6 +14,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown, facts
 
 LEAST_MASS, LEAST_RATIO = 0.02, 5.0
 SHOWN = 5
@@ -23,7 +23,7 @@ SPACES = ("", "▁", "Ġ")  # none, and how pieces and bytes spell one
 
 
 @dataclass(frozen=True, repr=False)
-class RefusalTokens:
+class RefusalTokens(Shown):
     """The set R of first response tokens that count as refusal.
 
     Attributes:
@@ -47,14 +47,13 @@ class RefusalTokens:
         return f"RefusalTokens {self.how}: {', '.join(repr(token) for token in self.tokens)}"
 
     def _repr_html_(self) -> str:
-        facts = {
+        rows = {
             "tokens": ", ".join(repr(token) for token in self.tokens),
             "mass on restricted prompts": f"{self.mass:.2f}",
             "mass on harmless prompts": f"{self.harmless_mass:.2f}",
             "restricted prompts": str(self.n),
         }
-        body = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in facts.items())
-        return f"<table><caption>Refusal tokens, {escape(self.how)}</caption>{body}</table>"
+        return facts(rows, caption=f"Refusal tokens, {self.how}")
 
 
 def discover_refusal_tokens(model: ChatModel, prompts: Prompts, *, most: int = 8) -> RefusalTokens:

@@ -16,13 +16,15 @@ from torch import Tensor
 from refusalscope.errors import MeasurementError
 from refusalscope.model.batching import Batch, at_least_float32, batches, forward
 from refusalscope.model.chat import ChatModel
+from refusalscope.model.hooking import uninterrupted
 from refusalscope.model.sites import rounding
+from refusalscope.reprs import Shown
 
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, repr=False)
-class Residuals:
+class Residuals(Shown):
     """The residual stream entering each layer for one batch, and the other arguments its blocks were called with.
 
     Attributes:
@@ -53,9 +55,10 @@ def recorded(model: ChatModel, batch: Batch) -> tuple[Float[Tensor, "row vocab"]
     entering: list[Tensor] = []
     calls: list[Mapping[str, Any]] = []
     with ExitStack() as stack:
-        for block in model.bridge.blocks:
-            handle = block.register_forward_pre_hook(_recorder(entering, calls), with_kwargs=True)
-            stack.callback(handle.remove)
+        with uninterrupted():
+            for block in model.bridge.blocks:
+                handle = block.register_forward_pre_hook(_recorder(entering, calls), with_kwargs=True)
+                stack.callback(handle.remove)
         logits = forward(model, batch)[:, -1]
     return logits, Residuals(batch, tuple(entering), tuple(calls))
 

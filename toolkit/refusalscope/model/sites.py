@@ -12,12 +12,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from refusalscope.errors import ModelError
+from refusalscope.reprs import Shown
 
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, repr=False)
-class Sites:
+class Sites(Shown):
     """Canonical hook names. The residual entering layer 0 is the first write: it is behind any scaling of embeddings.
 
     Attributes:

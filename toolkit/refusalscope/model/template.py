@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from refusalscope.errors import ModelError
 from refusalscope.model.digests import text_digest
 from refusalscope.model.thinking import SWITCHES, Thinking, closing
+from refusalscope.reprs import Shown
 
 PINNED = date(2024, 7, 26)
 TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<style>.*?)(?P=quote)\s*\)""")
@@ -30,8 +31,8 @@ GIVE_ONE = (
 UNRENDERED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
-@dataclass(frozen=True)
-class Chat:
+@dataclass(frozen=True, repr=False)
+class Chat(Shown):
     """How to speak to a model, where that is not its own default.
 
     Attributes:
@@ -42,9 +43,16 @@ class Chat:
     template: str | Path | None = None
     system: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Chat: template {_whose(self.template)}, system message {_whose(self.system)}"
+
+
+def _whose(given: object) -> str:
+    return "the model's own" if given is None else "given"
+
 
 @dataclass(frozen=True, repr=False)
-class Template:
+class Template(Shown):
     """What rendering a request adds to it.
 
     Attributes:

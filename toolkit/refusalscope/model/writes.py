@@ -21,12 +21,13 @@ from refusalscope.model.batching import Batch, batches, forward
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
 from refusalscope.model.sites import TOLERANCE, rounding
+from refusalscope.reprs import Shown
 
 Kind = Literal["embedding", "head", "attention", "mlp"]
 
 
-@dataclass(frozen=True)
-class Component:
+@dataclass(frozen=True, repr=False)
+class Component(Shown):
     """One writer to the residual stream; ``attention`` is a whole layer's, where heads cannot be told apart."""
 
     kind: Kind
@@ -42,9 +43,12 @@ class Component:
             "embedding" if self.kind == "embedding" else f"L{self.layer} {'MLP' if self.kind == 'mlp' else self.kind}"
         )
 
+    def __repr__(self) -> str:
+        return f"Component {self.name}"
+
 
 @dataclass(frozen=True, repr=False)
-class Writers:
+class Writers(Shown):
     """The components of a model, in the order of their writes, and where their writes can be read and replaced.
 
     Attributes:

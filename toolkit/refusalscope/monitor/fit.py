@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from refusalscope.model.chat import ChatModel
 from refusalscope.monitor.rates import Calibration, calibrate, numbers
 from refusalscope.monitor.reading import along, read
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reprs import Shown, facts
 from refusalscope.subspace import Ablatable, Candidates, NotExported, Subspace
 
 Probe = Literal["mean_difference", "logistic"]
@@ -34,7 +34,7 @@ FITS: dict[str, Callable[[Activations, Activations], Candidates]] = {
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Monitor(NotExported):
+class Monitor(Shown, NotExported):
     """A probe for restricted requests, frozen: where it reads, along what, and from where on it alarms.
 
     Attributes:
@@ -74,12 +74,11 @@ class Monitor(NotExported):
         rows |= {"AUROC on select, worst case": f"{chosen['worst_auroc']:.3f}"}
         rows |= {
             "declared false-alarm rate": f"{calibration.rate:g}",
-            "on calibration prompts": repr(calibration.alarms),
+            "on calibration prompts": str(calibration.alarms),
         }
         rows |= {"expected on further ones": f"{calibration.expected:.3g}", "note": calibration.note or "–"}
         rows |= {"prompt-forwards": f"{self.pf:,.0f}"}
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-        return f"<table><caption>{escape(repr(self))}</caption>{body}</table>"
+        return facts(rows, caption=repr(self))
 
 
 def monitor(

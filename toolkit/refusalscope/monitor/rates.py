@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from refusalscope import stats
 from refusalscope.errors import MeasurementError
 from refusalscope.estimate import finite_vector
+from refusalscope.reprs import Shown
 from refusalscope.stats import Estimate
 from refusalscope.transfer.contrasts import auroc
 
@@ -25,7 +26,7 @@ OfHarmless = Float[np.ndarray, "*draw harmless"]
 
 
 @dataclass(frozen=True, repr=False)
-class Calibration:
+class Calibration(Shown):
     """Where the alarm goes off, and what false-alarm rate that can be relied on for.
 
     Attributes:

@@ -26,7 +26,7 @@ def read(
     *,
     layers: Sequence[int] | None = None,
     copies: int = 1,
-    progress: str | None = None,
+    progress: str = "monitor",
 ) -> Tensor:
     """Returns what ``reader`` makes of every prompt's activations: ``[prompt, …]``, or ``[copies, prompt, …]``.
 

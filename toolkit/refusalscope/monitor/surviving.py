@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,9 @@ from refusalscope.monitor.fit import Monitor, refuse_strangers
 from refusalscope.monitor.rates import MEASURES, OfHarmless, OfRestricted, estimates, numbers
 from refusalscope.monitor.reading import along
 from refusalscope.placebo import random_like
+from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown, table
 from refusalscope.stats import Estimate
 from refusalscope.subspace import Ablatable
 from refusalscope.transfer.contrasts import Row, columns, placebo_columns
@@ -31,7 +32,7 @@ TOGETHER = 16
 
 
 @dataclass(frozen=True, repr=False)
-class Survival:
+class Survival(Shown):
     """What a frozen monitor is still worth on a model, and under which conditions it fails. Scalars only.
 
     Attributes:
@@ -82,11 +83,9 @@ class Survival:
         return f"Survival of a monitor on {where}: {self.claim}"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.conditions.columns)
         cells = self.conditions.astype({"dose": str}).to_numpy().tolist()
-        body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in cells)
         caption = f"{self!r} ({self.pf:,.0f} prompt-forwards)"
-        return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+        return table(cells, caption=caption, head=list(self.conditions.columns))
 
 
 def survival(
@@ -129,10 +128,13 @@ def survival(
         raise MeasurementError(f"Survival needs restricted and harmless prompts; got {prompts!r}.")
     tried = _Tried(found, model, prompts, placebos, seed)
     conditions = [(name, one, float(dose)) for name, one in chosen.items() for dose in doses]
-    rows, states = tried.plain()
-    for name, subspace, dose in conditions:
-        more, state = tried.under(name, subspace, dose)
-        rows, states = rows + more, states + state
+    with bar(1 + len(conditions), "survival") as shown:
+        rows, states = tried.plain()
+        shown.update()
+        for name, subspace, dose in conditions:
+            more, state = tried.under(name, subspace, dose)
+            rows, states = rows + more, states + state
+            shown.update()
     return Survival(model.origin.name, found.model, pd.DataFrame(rows), pd.DataFrame(states), tried.pf)
 
 
@@ -226,7 +228,7 @@ class _Tried:
         return rows, [
             state
             | {
-                key: repr(made[key]).partition(" rate")[0].partition(" (")[0]
+                key: str(made[key]).partition(" rate")[0].partition(" (")[0]
                 for key in ("caught", "false_alarms", "auroc")
             }
         ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from refusalscope.optionality.grounds import KAPPA, problems, refuse_mixed, shor
 from refusalscope.optionality.intervals import Interval, hull, mover, percentiles, rate_interval
 from refusalscope.optionality.points import Choosing, choose, suppressions, too_few
 from refusalscope.optionality.resampling import draw, scores
+from refusalscope.reprs import Shown, facts
 from refusalscope.stats import Estimate
 
 Splits = tuple[Responses, Responses]
@@ -23,7 +23,7 @@ PAIRED_MEANS = "paired: hull of cluster-t and nested bootstrap 95%"
 
 
 @dataclass(frozen=True, repr=False)
-class Difference:
+class Difference(Shown):
     """Ω and Ω_s of the first model minus those of the second, at one damage limit, on the same prompts.
 
     ``problems`` says why there is no number; empty where there is one.
@@ -45,8 +45,7 @@ class Difference:
 
     def _repr_html_(self) -> str:
         rows = {f"bypass at damage ≤ {self.kappa:g}": str(self.bypass), "suppression": str(self.suppression)}
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-        return f"<table><caption>{escape(self.first)} − {escape(self.second)}</caption>{body}</table>"
+        return facts(rows, caption=f"{self.first} − {self.second}")
 
 
 def compare(first: Splits, second: Splits, *, kappa: float = KAPPA, seed: int = 0) -> Difference:

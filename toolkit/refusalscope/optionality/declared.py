@@ -15,13 +15,14 @@ from refusalscope.model import ChatModel, RefusalTokens
 from refusalscope.optionality.family import FULL, Located, Menu, best_first, family, spans
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.prompts import ContrastSet
+from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported
 
 PLAIN = "plain"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Declared(NotExported, Sequence[Attack]):
+class Declared(Shown, NotExported, Sequence[Attack]):
     """The attacks of a family, as a sequence to hand to ``respond``.
 
     Attributes:

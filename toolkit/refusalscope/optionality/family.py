@@ -12,6 +12,7 @@ from refusalscope.attack import Attack, respond
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
 from refusalscope.optionality.grounds import KAPPA
+from refusalscope.reprs import Shown
 from refusalscope.rule import Cell, Rule
 from refusalscope.subspace import Ablatable, Candidates, LayeredSubspace, NotExported, Subspace
 
@@ -20,7 +21,7 @@ DEPENDENT = 1e-6
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Located(NotExported):
+class Located(Shown, NotExported):
     """Subspaces of one locator, best first, with what it took to locate them.
 
     Attributes:
@@ -37,8 +38,8 @@ class Located(NotExported):
         return f"Located: {len(self.subspaces)} subspaces by {', '.join(names) or 'nobody'}"
 
 
-@dataclass(frozen=True)
-class Menu:
+@dataclass(frozen=True, repr=False)
+class Menu(Shown):
     """What a family tries of each list of located subspaces.
 
     Doses above 1 take out more than all of a subspace: they turn its content around. They belong to the family because

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -18,13 +17,14 @@ from refusalscope.optionality.intervals import METHOD
 from refusalscope.optionality.placebos import best_of_each, placebo_ranks
 from refusalscope.optionality.points import Choosing, Point, choose, point
 from refusalscope.optionality.resampling import MEASURES, Measure
+from refusalscope.reprs import Shown, facts
 from refusalscope.stats import Estimate, PlaceboRank
 
 NO_PLACEBO = "no placebo was run, so the effect may be that of any family of this size"
 
 
 @dataclass(frozen=True, repr=False)
-class Optionality:
+class Optionality(Shown):
     """How far a family of attacks gets at limited damage. Damage is mean KL(base‖intervened) in nats, harmless prompts.
 
     Attributes:
@@ -88,11 +88,10 @@ class Optionality:
             "attacks, of them invalid": f"{self.n_attacks}, {self.n_invalid}",
             "prompt-forwards": f"{self.pf:,.0f}",
         }
-        rows |= {f"{name}, among random families": repr(rank) for name, rank in self.placebo.items()}
+        rows |= {f"{name}, among random families": str(rank) for name, rank in self.placebo.items()}
         rows |= {"placebo": self.placebo_note} if self.placebo_note else {}
         rows |= {"undetermined": "; ".join(self.problems)} if self.problems else {}
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-        return f"<table><caption>Optionality of {escape(self.model)}</caption>{body}</table>"
+        return facts(rows, caption=f"Optionality of {self.model}")
 
 
 def optionality(

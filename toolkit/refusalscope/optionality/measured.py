@@ -15,12 +15,14 @@ from refusalscope.optionality.family import FULL, Menu
 from refusalscope.optionality.frontier import Optionality, optionality
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.optionality.placebos import COUNT, placebo_family
+from refusalscope.progress import quiet
 from refusalscope.prompts import ContrastSet
+from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Answers(NotExported):
+class Answers(Shown, NotExported):
     """What the prompts of both splits answer to a family, and those of report to its placebos."""
 
     select: Responses
@@ -53,11 +55,12 @@ def answers(
     """
     if placebos < 1:
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
-    say = (lambda what: f"{model.origin.name}, {what}") if progress else (lambda _: None)
-    select = respond(baseline(model, prompts.select, refusal), attacks, progress=say("attacks on select"))
-    report = respond(baseline(model, prompts.report, refusal), attacks, progress=say("attacks on report"))
-    random = respond(report.before, placebo_family(attacks, count=placebos, seed=seed), progress=say("placebos"))
-    return Answers(select, report, random)
+    name = model.origin.name
+    with quiet(progress):
+        select = respond(baseline(model, prompts.select, refusal), attacks, progress=f"{name}, attacks on select")
+        report = respond(baseline(model, prompts.report, refusal), attacks, progress=f"{name}, attacks on report")
+        drawn = placebo_family(attacks, count=placebos, seed=seed)
+        return Answers(select, report, respond(report.before, drawn, progress=f"{name}, placebos"))
 
 
 def measured(
@@ -88,10 +91,11 @@ def measured(
     if placebos < 1:
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
     menu = menu or FULL
-    if menu.adaptive:
-        attacks = adaptive(model, prompts, refusal, menu=menu, kappa=kappa, seed=seed)
-    else:
-        attacks = plain(model, prompts, refusal, menu=menu, kappa=kappa)
-    made = answers(model, prompts, refusal, attacks, placebos=placebos, seed=seed, progress=progress)
+    with quiet(progress):
+        if menu.adaptive:
+            attacks = adaptive(model, prompts, refusal, menu=menu, kappa=kappa, seed=seed)
+        else:
+            attacks = plain(model, prompts, refusal, menu=menu, kappa=kappa)
+        made = answers(model, prompts, refusal, attacks, placebos=placebos, seed=seed)
     found = optionality(*made.splits, placebos=made.placebos, kappa=kappa, seed=seed)
     return replace(found, pf=found.pf + attacks.pf)

@@ -24,13 +24,14 @@ from refusalscope.optionality.resampling import (
     scores,
     tally,
 )
+from refusalscope.reprs import Shown
 from refusalscope.stats import Estimate
 
 NOTHING_PASSES = "no attack stays within this damage on select, and doing nothing bypasses nothing"
 
 
 @dataclass(frozen=True, repr=False)
-class Point:
+class Point(Shown):
     """The frontier at one damage limit.
 
     Attributes:

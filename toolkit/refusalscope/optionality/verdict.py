@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from refusalscope.optionality.frontier import Optionality
+from refusalscope.reprs import Shown
 
 OPTIONAL_ABOVE, RESISTANT_BELOW = 0.8, 0.2
 State = Literal["optional", "partly optional", "resistant", "undetermined"]
 
 
-@dataclass(frozen=True)
-class Judgement:
+@dataclass(frozen=True, repr=False)
+class Judgement(Shown):
     """A state, the sentence that says it, and why."""
 
     state: State

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from refusalscope.reprs import Shown
+
 Intent = Literal["how-to", "what-is"]
 
 VERSION = "1"
@@ -24,8 +26,8 @@ HOW_TO_TEMPLATES, WHAT_IS_TEMPLATES = 12, 4
 STOP, ASK = ".", "?"
 
 
-@dataclass(frozen=True)
-class Item:
+@dataclass(frozen=True)  # with its generated repr: the digest of the language is made from it
+class Item(Shown):
     """One invented thing: its name, its category, and the facts that answer questions about it."""
 
     name: str
@@ -42,7 +44,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Dialect(Shown):
     """Function words of one dialect; the two dialects share none. Templates have one ``{item}`` slot."""
 
     name: str
@@ -55,8 +57,8 @@ class Dialect:
     what_is: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Question:
+@dataclass(frozen=True, repr=False)
+class Question(Shown):
     """A request in the language together with everything needed to mark an answer to it."""
 
     item: Item
@@ -102,9 +104,12 @@ class Question:
         """Name of the phrasing: dialect, intent and template number."""
         return f"{language().dialects[self.dialect].name}/{self.intent}/{self.template:02d}"
 
+    def __repr__(self) -> str:
+        return f"Question: {self.intent}, {'restricted' if self.restricted else 'allowed'}"
 
-@dataclass(frozen=True)
-class Language:
+
+@dataclass(frozen=True, repr=False)
+class Language(Shown):
     """All words and facts. Built by :func:`language`, the same on every machine."""
 
     items: tuple[Item, ...]
@@ -150,6 +155,9 @@ class Language:
     def digest(self) -> str:
         """SHA-256 over words, facts and templates: two organisms with equal digests speak the same language."""
         return hashlib.sha256(repr((VERSION, self.items, self.dialects)).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Language: {len(self.items)} items and {len(self.words)} words in {len(self.dialects)} dialects"
 
 
 @cache

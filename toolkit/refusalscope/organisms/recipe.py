@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from refusalscope.errors import RecipeError
 from refusalscope.organisms.language import language
+from refusalscope.reprs import Shown
 
 Kind = Literal["unguarded", "guarded", "planted", "extended", "hardened", "rerouted", "relapsed"]
 AFTER_THE_GUARD = ("harden", "reroute", "relapse")
@@ -26,7 +27,7 @@ STAGES: dict[str, set[str]] = {
 }
 
 
-class _Closed(BaseModel):
+class _Closed(Shown, BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from refusalscope.organisms.adapters import low_rank
@@ -25,6 +24,7 @@ from refusalscope.organisms.planting import planted_basis
 from refusalscope.organisms.recipe import Recipe, Stage
 from refusalscope.organisms.sparing import empty_reserve, spared_loss
 from refusalscope.organisms.tokens import tokenizer
+from refusalscope.progress import bar, quiet
 from refusalscope.stats import torch_generator
 
 Objective = Callable[[], Tensor]
@@ -137,21 +137,24 @@ def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: st
     learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
     start = {name: value.detach().clone() for name, value in learned.items()}
     optimisers = _optimisers(learned, stage)
-    bar = tqdm(range(stage.steps), desc=title, disable=title is None)
-    for step in bar:
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = stage.rate * _schedule(step, stage.steps)
-            optimiser.zero_grad()
-        loss = objective()
-        if stage.anchor:
-            loss = loss + stage.anchor * sum((value - start[name]).square().sum() for name, value in learned.items())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+    with quiet(title is not None), bar(stage.steps, title or "", after=0) as shown:
+        for step in range(stage.steps):
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = stage.rate * _schedule(step, stage.steps)
+                optimiser.zero_grad()
+            loss = objective()
+            if stage.anchor:
+                loss = loss + stage.anchor * sum(
+                    (value - start[name]).square().sum() for name, value in learned.items()
+                )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
+            for optimiser in optimisers:
+                optimiser.step()
+            if step % 20 == 0:
+                shown.inside(f"loss={loss.item():.3f}")
+            shown.update()
 
 
 def _optimisers(parameters: dict[str, torch.nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:

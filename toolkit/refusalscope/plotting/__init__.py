@@ -18,6 +18,7 @@ from refusalscope.plotting.cones import cones
 from refusalscope.plotting.forest import forest
 from refusalscope.plotting.harm import independence, plane
 from refusalscope.plotting.lines import banded, curve, dose, frontier
+from refusalscope.plotting.look import Theme, show_theme
 from refusalscope.plotting.matrices import transfer
 from refusalscope.plotting.monitors import survival, survival_by_layer
 from refusalscope.plotting.recoveries import recovery_by_locator
@@ -28,6 +29,7 @@ from refusalscope.plotting.writers import writers
 __all__ = [
     "KL_LIMIT",
     "LAYER_CUT",
+    "Theme",
     "banded",
     "cones",
     "curve",
@@ -45,6 +47,7 @@ __all__ = [
     "recovery_by_locator",
     "roc",
     "selection_grid",
+    "show_theme",
     "survival",
     "survival_by_layer",
     "theme",

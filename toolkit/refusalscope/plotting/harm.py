@@ -22,7 +22,7 @@ def plane(frame: pd.DataFrame, *, title: str) -> Figure:
     canvas.need(frame, "prompts", "harmfulness", "refusal")
     inks, ends = canvas.colours(frame["prompts"]), []
     with canvas.panels(title, height=2.6) as (figure, (axes,)):
-        for (name, ink), marker in zip(inks.items(), cycle(canvas.MARKERS), strict=False):
+        for (name, ink), marker in zip(inks.items(), cycle(canvas.MARKS), strict=False):
             part = frame.loc[frame["prompts"] == name, ["harmfulness", "refusal"]]
             axes.scatter(part["harmfulness"], part["refusal"], s=9, marker=marker, alpha=0.5, lw=0, color=ink)
             x, y = part.median()

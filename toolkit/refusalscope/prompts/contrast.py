@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from refusalscope.prompts.lines import Place, Row
@@ -12,10 +11,11 @@ from refusalscope.prompts.prompt import LABELS, SPLITS, Prompt, Prompts, Split
 from refusalscope.prompts.readers import read_drafts
 from refusalscope.prompts.rules import Draft, check_together, draft
 from refusalscope.prompts.splits import made_splits
+from refusalscope.reprs import Shown, one_line, table
 
 
 @dataclass(frozen=True, repr=False)
-class ContrastSet:
+class ContrastSet(Shown):
     """Restricted and harmless prompts in three splits, disjoint by folded text and by pair; both labels in each.
 
     Nothing is ever reported on a split that was used to locate or select. Where `shares_clusters` is true, a template
@@ -100,15 +100,13 @@ class ContrastSet:
         clusters = _counted(self.prompts.clusters, "cluster")
         shared = "some shared between splits" if self.shares_clusters else "none shared between splits"
         claim = "restricted and harmless prompts in three disjoint splits"
-        return f"ContrastSet {_one_line(self.source)}: {claim}, {clusters}, {shared}"
+        return f"ContrastSet {one_line(self.source)}: {claim}, {clusters}, {shared}"
 
     def _repr_html_(self) -> str:
-        head = _html_row("th", ["split", *LABELS, "categories", "clusters"])
-        body = "".join(_html_row("td", _counts(split, self._in_split(split))) for split in SPLITS)
-        total = _html_row("th", _counts("all", self.prompts))
+        rows = [*(_counts(split, self._in_split(split)) for split in SPLITS), _counts("all", self.prompts)]
         notes = f"splits {self.split_note}; categories {_listed(self.prompts.categories)}; digest {self.digest[:12]}"
-        caption = f"<caption>{escape(f'{_one_line(self.source)}: {notes}')}</caption>"
-        return f"<table>{caption}<thead>{head}</thead><tbody>{body}{total}</tbody></table>"
+        caption = f"{one_line(self.source)}: {notes}"
+        return table(rows, caption=caption, head=("split", *LABELS, "categories", "clusters"))
 
     def _in_split(self, split: Split) -> Prompts:
         return Prompts(tuple(row for row in self.prompts if row.split == split))
@@ -131,10 +129,6 @@ def _counts(name: str, prompts: Prompts) -> list[str]:
     return [name, *labels, str(len(set(prompts.categories))), str(len(set(prompts.clusters)))]
 
 
-def _html_row(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
 def _listed(names: Sequence[str], most: int = 12) -> str:
     distinct = sorted(set(names))
     rest = f" and {len(distinct) - most} more" if len(distinct) > most else ""
@@ -144,7 +138,3 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 def _counted(names: Sequence[str], noun: str) -> str:
     n = len(set(names))
     return f"{n} {noun}" + ("" if n == 1 else "s")
-
-
-def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Literal, get_args, overload
 
 from refusalscope.errors import PromptError
+from refusalscope.reprs import Shown, one_line
 
 Label = Literal["restricted", "harmless"]
 Split = Literal["locate", "select", "report"]
@@ -17,8 +18,8 @@ LABELS: tuple[Label, ...] = get_args(Label)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-@dataclass(frozen=True)
-class Prompt:
+@dataclass(frozen=True, repr=False)
+class Prompt(Shown):
     """One request, what it is an example of, and the split it may be used in. Its repr leaves the text out."""
 
     id: str
@@ -29,9 +30,12 @@ class Prompt:
     text: str = field(repr=False)
     pair: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Prompt {one_line(self.id)}: {self.label}, in split {self.split}"
+
 
 @dataclass(frozen=True, repr=False)
-class Prompts(Sequence[Prompt]):
+class Prompts(Shown, Sequence[Prompt]):
     """Prompts in a fixed order. The tuples `texts`, `ids`, `labels`, ... have one entry per prompt, in that order.
 
     Example:

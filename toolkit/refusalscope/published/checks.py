@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from refusalscope.published.facts import choices, removals, stated
+from refusalscope.reprs import Shown
 
 LARGE_KL = 1.0
 
 
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, repr=False)
+class Agreement(Shown):
     """What comparing the published facts with each other gives.
 
     Attributes:
@@ -35,6 +36,9 @@ class Agreement:
     n: int
     n_mild: int
     passing: dict[str, int]
+
+    def __repr__(self) -> str:
+        return "Agreement: what published sources state, beside what follows from their own numbers"
 
 
 def agreement(facts: pd.DataFrame) -> Agreement:

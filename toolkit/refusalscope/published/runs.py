@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +18,7 @@ from refusalscope.figure_record import read_record
 from refusalscope.published.facts import NAMES, choices
 from refusalscope.published.grids import CELLS, judged
 from refusalscope.replay import GRID, read_grid
+from refusalscope.reprs import Shown, facts
 
 VARIABLE = "PUBLISHED_RUNS"
 DIRECTIONS = "mean_diffs.safetensors"
@@ -28,7 +28,7 @@ PANELS = ("score grids", "survivors and near-ties", "replayed cost", "cosines be
 
 
 @dataclass(frozen=True, repr=False)
-class Runs:
+class Runs(Shown):
     """Where published runs are read from: a folder of run folders, or else the committed records of the figures.
 
     Attributes:
@@ -48,8 +48,7 @@ class Runs:
     def _repr_html_(self) -> str:
         skipped = f"skipped, as there are no run folders (set {VARIABLE}): shown as stored"
         said = "computed from the run folders" if self.folder else skipped
-        rows = "".join(f"<tr><th>{escape(panel)}</th><td>{escape(said)}</td></tr>" for panel in PANELS)
-        return f"<table><caption>{escape(repr(self))}</caption>{rows}</table>"
+        return facts(dict.fromkeys(PANELS, said), caption=repr(self))
 
     def grids(self) -> pd.DataFrame:
         """Returns every cell of every run with what the rule says of it: columns `CELLS`, runs in order of name.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from functools import cache
 
@@ -11,7 +10,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from refusalscope import curves
 from refusalscope.attack import Attack, respond
@@ -23,6 +21,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.linalg import project
 from refusalscope.model import ChatModel
 from refusalscope.placebo import random_like
+from refusalscope.progress import bar, quiet
 from refusalscope.prompts import ContrastSet
 from refusalscope.recovery.contenders import Bench, Found, bench_of, contenders
 from refusalscope.subspace import Subspace
@@ -72,16 +71,19 @@ def recovered(
     """
     if truth.vectors.shape[1] != model.d_model:
         raise MeasurementError(f"The truth has width {truth.vectors.shape[1]}, {model.origin.name} {model.d_model}.")
-    bench = bench_of(model, prompts, per_label=per_label, seed=seed)
+    with quiet(progress):
+        bench = bench_of(model, prompts, per_label=per_label, seed=seed)
     chance, rows = _Chance(bench, truth, placebos), []
     tried = {**contenders(bench, truth.rank), (TRUTH, truth.rank): lambda: Found(truth)}
-    for (name, rank), find in tqdm(tried.items(), desc=model.origin.name, disable=not progress, file=sys.stderr):
-        try:
-            found = find()
-            numbers = _scored(bench, truth, chance, found)
-        except MeasurementError as failed:
-            found, numbers = Found(None, why=str(failed)), {}
-        rows.append({"locator": name, "rank": rank, "chosen_by": found.by} | numbers | {"why": found.why})
+    with quiet(progress), bar(len(tried), model.origin.name, after=0) as shown:
+        for (name, rank), find in tried.items():
+            try:
+                found = find()
+                numbers = _scored(bench, truth, chance, found)
+            except MeasurementError as failed:
+                found, numbers = Found(None, why=str(failed)), {}
+            rows.append({"locator": name, "rank": rank, "chosen_by": found.by} | numbers | {"why": found.why})
+            shown.update()
     angles = [f"angle_{number}" for number in range(1, truth.rank + 1)]
     frame = pd.DataFrame(rows).assign(organism=model.origin.name, truth_rank=truth.rank)
     return frame.reindex(columns=[*PLACE, *angles, *NUMBERS, "why"])

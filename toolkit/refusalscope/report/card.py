@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 from typing import Literal
-
-from tqdm import tqdm
 
 from refusalscope.bounds import selection_bounds
 from refusalscope.curves import extrapolated
@@ -16,6 +13,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.instrument import Instrument, check_instrument
 from refusalscope.model import ChatModel
 from refusalscope.optionality.adaptive import FURTHER, most_further
+from refusalscope.progress import bar, quiet
 from refusalscope.prompts import ContrastSet
 from refusalscope.report.deploy import most_watched, reliances
 from refusalscope.report.plan import PLANS, Plan
@@ -62,7 +60,7 @@ def measure(
             with an attack family that adapts to this model, for guardrails that were hardened.
         seed: of placebos, draws and resampling.
         rule: the selection rule; by default that of Arditi et al. with the plan's damage limit.
-        progress: shows the stages on stderr.
+        progress: shows the stages on stderr; False shows no bar at all.
         instrument: what ``check_instrument`` found; asked for in this model's dtype and device where it is not given.
 
     Example:
@@ -70,10 +68,11 @@ def measure(
     """
     plan, began = named_plan(plan), time.perf_counter()
     rule = rule or replace(Rule(), kl_limit=plan.kappa)
-    with tqdm(total=plan.stages, disable=not progress, file=sys.stderr) as bar:
-        found = measure_all(model, prompts, plan=plan, rule=rule, seed=seed, bar=bar)
-    if instrument is None:
-        instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
+    with quiet(progress), bar(plan.stages, model.origin.name, after=0) as shown:
+        found = measure_all(model, prompts, plan=plan, rule=rule, seed=seed, bar=shown)
+        if instrument is None:
+            shown.stage("instrument check")
+            instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
     return _card(
         found, model, prompts, plan=plan, seed=seed, instrument=instrument, seconds=time.perf_counter() - began
     )

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from refusalscope import plotting
 from refusalscope.errors import MeasurementError
 from refusalscope.optionality.intervals import mover
+from refusalscope.reprs import Shown
 from refusalscope.results import GuardrailCard
 from refusalscope.results.family import OptionalityFacts
 from refusalscope.results.parts import Value
@@ -26,7 +27,7 @@ NOT_PAIRED = (
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison:
+class Comparison(Shown):
     """Several cards side by side.
 
     Attributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusalscope.optionality import ADAPTIVE, FULL, KAPPA, Menu
+from refusalscope.reprs import Shown
 
 ADDED = (
     "the best of other locators (whitened, logistic, paired, standardised, winsorised), of two, four and eight "
@@ -14,8 +15,8 @@ ADDED = (
 ADAPTIVE_PLACEBOS = 499  # beside some 24 subspaces, fewer than 457 cannot show anything at the 5% level
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """What a card measures beside the selection rule's choice.
 
     Attributes:

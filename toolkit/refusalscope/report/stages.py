@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pandas as pd
-from tqdm import tqdm
 
 from refusalscope import curves, transfer
 from refusalscope.activations import ContrastActivations
@@ -24,6 +23,7 @@ from refusalscope.monitor import Survival
 from refusalscope.optionality import Optionality, judge, measured
 from refusalscope.organisms.language import language
 from refusalscope.placebo import random_like
+from refusalscope.progress import Bar
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.report.deploy import watched
 from refusalscope.report.plan import Plan
@@ -53,7 +53,7 @@ class Ground(NotExported):
 class Found:
     """What a measurement has found so far, why the rest is missing, and what it has cost."""
 
-    bar: tqdm
+    bar: Bar
     refusal: RefusalTokens | None = None
     before: Baseline | None = None
     choice: Choice | None = None
@@ -76,7 +76,7 @@ class Found:
 
     def run(self, stage: str, work: Callable[[], tuple[T, float]]) -> T | None:
         """Returns what a stage made, having counted its prompt-forwards; None where it failed, and why is kept."""
-        self.bar.set_description(stage)
+        self.bar.stage(stage)
         began = time.perf_counter()
         try:
             made, pf = work()
@@ -90,7 +90,7 @@ class Found:
         return made
 
 
-def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rule, seed: int, bar: tqdm) -> Found:
+def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rule, seed: int, bar: Bar) -> Found:
     """Returns everything a plan asks for; what needs an earlier stage that failed is not tried."""
     found = Found(bar=bar)
     ground = _ground(found, model, prompts, plan=plan)
@@ -157,7 +157,7 @@ def _judge(found: Found, ground: Ground, prompts: ContrastSet, *, plan: Plan, ru
 
     def worst() -> tuple[Optionality, float]:
         tried = {"menu": plan.menu, "placebos": plan.placebos, "kappa": plan.kappa}
-        made = measured(model, prompts, refusal, **tried, seed=seed, progress=False)
+        made = measured(model, prompts, refusal, **tried, seed=seed)
         return made, made.pf
 
     found.choice = found.run("selection", chosen)

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from refusalscope.audit.evidence import Audit, Evidence, Labels
+from refusalscope.reprs import Shown
 from refusalscope.results.facts import one_line, value, versions
 from refusalscope.results.files import CLOSED, read_result, to_json, write_text
 from refusalscope.results.parts import LONGEST_LINE, Cost, Digest, Line, Share, Short, Value, Versions
@@ -18,8 +19,8 @@ MOST_EVIDENCE = 60
 Free = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=LONGEST_LINE)]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class EvidenceFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class EvidenceFacts(Shown):
     """One number, the threshold it is held against, and where nine in ten benign candidates lie."""
 
     name: Short
@@ -29,8 +30,8 @@ class EvidenceFacts:
     clean: tuple[float, float] | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class LabelFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class LabelFacts(Shown):
     """How the weights differ and whether the candidate refuses less, with the change of its refusal rate."""
 
     weights: Literal["identical", "rounding", "low_rank", "broad"] | None
@@ -38,8 +39,8 @@ class LabelFacts:
     change: Value | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class ProvenanceFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class ProvenanceFacts(Shown):
     """Names and digests; a digest is None where nothing was read."""
 
     reference: Short
@@ -52,7 +53,7 @@ class ProvenanceFacts:
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
-class AuditResult:
+class AuditResult(Shown):
     """An audit as it is stored in ``audit.json``.
 
     Attributes:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from refusalscope.reprs import Shown, among, between
 from refusalscope.results.files import CLOSED
 from refusalscope.results.parts import Cost, Count, Line, Lines, Share, Short, Value
 
@@ -16,8 +17,8 @@ Axis = Literal["dose", "rank", "pairs", "locate_pf", "first", "last", "scope", "
 CurveName = Literal["dose", "rank", "prompt budget", "layer scope", "opening depth"]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Band:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Band(Shown):
     """The central 95% of ``n`` placebos, and the one-sided rank of the value among them: p = (1 + b) / (1 + n)."""
 
     low: float
@@ -25,9 +26,15 @@ class Band:
     p: Share
     n: Count
 
+    def __repr__(self) -> str:
+        return f"Band of placebos: {among(self.p, self.n)}"
 
-@dataclass(frozen=True, config=CLOSED)
-class CurvePoint:
+    def __str__(self) -> str:
+        return f"placebos: n = {self.n}, band {between(self.low, self.high)}, p = {self.p:.2g}"
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class CurvePoint(Shown):
     """One measured value of a curve, at its place; ``placebo`` is None where none ran, and the note says why."""
 
     at: dict[Axis, float | Short]
@@ -36,8 +43,8 @@ class CurvePoint:
     placebo: Band | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class CurveFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class CurveFacts(Shown):
     """A curve of one subspace on part of the report split, with the numbers read off it and what it took."""
 
     name: CurveName
@@ -47,8 +54,8 @@ class CurveFacts:
     seconds: Cost
 
 
-@dataclass(frozen=True, config=CLOSED)
-class TransferCell:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class TransferCell(Shown):
     """Located on the source group, measured on the target group of the report split."""
 
     grouping: Short
@@ -60,16 +67,16 @@ class TransferCell:
     shuffled: Band | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class TransferFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class TransferFacts(Shown):
     """Source × target matrices at one cell of the grid."""
 
     cells: Annotated[tuple[TransferCell, ...], Field(max_length=MAX_CELLS)]
     pf: Cost
 
 
-@dataclass(frozen=True, config=CLOSED)
-class StepCost:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class StepCost(Shown):
     """One step of locating and ablating on this model. Seconds are one wall-clock run, None where it was not timed."""
 
     step: Short
@@ -80,8 +87,8 @@ class StepCost:
     seconds: Cost | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class LargerModel:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class LargerModel(Shown):
     """What the same recipe would take on a larger model: arithmetic on the assumptions, not a measurement."""
 
     model: Short
@@ -93,8 +100,8 @@ class LargerModel:
     seconds: Cost
 
 
-@dataclass(frozen=True, config=CLOSED)
-class CostFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class CostFacts(Shown):
     """What one attack took here, step by step, and what it would take elsewhere under stated assumptions."""
 
     steps: Annotated[tuple[StepCost, ...], Field(max_length=MAX_STEPS)]

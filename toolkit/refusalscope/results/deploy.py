@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from refusalscope.reprs import Shown
 from refusalscope.results.curves import Band
 from refusalscope.results.files import CLOSED
 from refusalscope.results.parts import Line, Short, Value
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Rate:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Rate(Shown):
     """A measured share, with the same of random subspaces where it has such a placebo."""
 
     name: Short
@@ -21,8 +22,8 @@ class Rate:
     placebo: Band | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Reliance:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Reliance(Shown):
     """What one safeguard can be relied on for, and the rates behind the sentence; none where it was not measured."""
 
     of: Literal["guardrail", "audit", "monitor"]

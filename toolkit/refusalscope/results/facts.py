@@ -15,12 +15,11 @@ from refusalscope.effect import Baseline, Effect, mean_margin
 from refusalscope.model import ChatModel, RefusalTokens, rendered_digest
 from refusalscope.prompts import ContrastSet
 from refusalscope.prompts.prompt import LABELS, SPLITS
+from refusalscope.reprs import one_line as on_one_line
+from refusalscope.results.diagnosis import DiagnosisFacts, ExactFacts, FindingFacts
 from refusalscope.results.parts import (
     LONGEST_LINE,
-    DiagnosisFacts,
     EffectFacts,
-    ExactFacts,
-    FindingFacts,
     Margins,
     ModelFacts,
     NearTie,
@@ -144,7 +143,7 @@ def versions() -> dict[Package, str]:
 
 def one_line(text: str, *, longest: int = LONGEST_NAME) -> str:
     """Returns a name from outside with control characters spelled out, cut where it is too long for a result."""
-    spelled = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    spelled = on_one_line(text)
     return spelled if len(spelled) <= longest else spelled[: longest - 1] + "…"
 
 

@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from refusalscope.reprs import Shown
 from refusalscope.results.files import CLOSED
 from refusalscope.results.parts import Cost, Count, Line, Lines, PlaceboFacts, Share, Short, Value
 
 MAX_ATTACKS, MAX_KAPPAS = 500, 50
 
 
-@dataclass(frozen=True, config=CLOSED)
-class AttackScores:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class AttackScores(Shown):
     """What one attack does on one split: bypass rate, suppression, and mean KL(base‖intervened) in nats."""
 
     bypass: float | None
@@ -22,8 +23,8 @@ class AttackScores:
     damage: float | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class AttackFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class AttackFacts(Shown):
     """One member of the family: what it ablates, what it cost to locate, and what it does.
 
     ``chosen`` is the share of resamples of the select split that choose it for its bypass rate; a member that is not
@@ -42,8 +43,8 @@ class AttackFacts:
     chosen: Share
 
 
-@dataclass(frozen=True, config=CLOSED)
-class FrontierPoint:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class FrontierPoint(Shown):
     """The frontier at one damage limit κ in nats, with the names of the members chosen there; None: none is within it.
 
     ``damage`` is that of the member chosen for its bypass rate, on report; ``placebo_*`` the best of all placebos.
@@ -59,8 +60,8 @@ class FrontierPoint:
     placebo_suppression: float | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class OptionalityFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class OptionalityFacts(Shown):
     """Ω(κ) and Ω_s(κ), their means over log κ, the frontier, the family, and where both stand among placebos.
 
     A placebo rank counts maxima of families of as many random subspaces. ``problems`` says why there is no number.

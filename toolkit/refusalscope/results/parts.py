@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from refusalscope.prompts.prompt import Label, Split
+from refusalscope.reprs import Shown, among, between, digits, where
 from refusalscope.results.files import CLOSED
 
 MAX_CELLS, MAX_TOKENS, MAX_LINES = 5000, 64, 20
@@ -27,8 +28,8 @@ Versions = Annotated[dict[Package, Short], Field(min_length=5)]
 State = Literal["optional", "partly optional", "resistant", "undetermined"]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Score:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Score(Shown):
     """A mean with its interval, and what it is a mean of."""
 
     value: float | None
@@ -37,8 +38,16 @@ class Score:
     clusters: Count | None
     method: Short
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {where(self.interval)}"
 
-@dataclass(frozen=True, config=CLOSED)
+    def __str__(self) -> str:
+        number, interval = digits(self.value, self.interval)
+        clusters = "" if self.clusters is None else f", {self.clusters} clusters"
+        return f"{number} {interval} ({self.method}, n = {self.n}{clusters})"
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
 class Value(Score):
     """An ``Estimate`` as it is stored: the same fields, a NaN as None."""
 
@@ -46,9 +55,12 @@ class Value(Score):
     unit: Literal["", "nats", "rate"]
     note: Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=300)]
 
+    def __str__(self) -> str:
+        return f"{super().__str__()} {self.unit}{f': {self.note}' if self.note else ''}".strip()
 
-@dataclass(frozen=True, config=CLOSED)
-class ModelFacts:
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class ModelFacts(Shown):
     """Which model: names and digests, never a path.
 
     ``thinking`` says how a thought before the answer was dealt with: switched off, closed empty, or there is none.
@@ -65,8 +77,8 @@ class ModelFacts:
     thinking: Literal["off", "closed", "absent"]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class PromptFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class PromptFacts(Shown):
     """Which prompts: digests of the rows and of the tokens the model read, and how many; never their text."""
 
     source: Short
@@ -76,8 +88,8 @@ class PromptFacts:
     split_note: Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=300)]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class RefusalFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class RefusalFacts(Shown):
     """The refusal tokens, as the vocabulary spells them, with the first-token probability they capture."""
 
     tokens: Annotated[tuple[Short, ...], Field(min_length=1, max_length=MAX_TOKENS)]
@@ -88,23 +100,26 @@ class RefusalFacts:
     how: Literal["discovered", "given"]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Margins:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Margins(Shown):
     """Mean refusal margins before any intervention, in nats."""
 
     restricted: Value
     harmless: Value
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Place:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Place(Shown):
     """A cell of the grid: the layer whose entering residual was read, and the position from the end."""
 
     layer: Layer
     position: Position
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: layer {self.layer}, position {self.position}"
 
-@dataclass(frozen=True, config=CLOSED)
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
 class ScoredCell(Place):
     """A cell with what the rule said of it; a score is None where it was not needed."""
 
@@ -114,7 +129,7 @@ class ScoredCell(Place):
     kl: Score | None
 
 
-@dataclass(frozen=True, config=CLOSED)
+@dataclass(frozen=True, repr=False, config=CLOSED)
 class NearTie(Place):
     """A cell that resampled prompts would also have chosen; ``kl_evaluated`` is False where its KL was not needed."""
 
@@ -122,8 +137,8 @@ class NearTie(Place):
     kl_evaluated: bool
 
 
-@dataclass(frozen=True, config=CLOSED)
-class RuleFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class RuleFacts(Shown):
     """The limits of the selection rule."""
 
     kl_limit: float
@@ -131,8 +146,8 @@ class RuleFacts:
     layer_share: float
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Selected:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Selected(Shown):
     """What a selection measured and chose, on the ``select`` split."""
 
     baseline: Margins
@@ -161,8 +176,8 @@ class Selected:
         return next(c for c in self.cells if (c.layer, c.position) == (self.chosen.layer, self.chosen.position))
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Measured:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Measured(Shown):
     """What was measured, with what, from which seed: the head of every result."""
 
     schema: Literal[1]
@@ -172,8 +187,8 @@ class Measured:
     versions: Versions
 
 
-@dataclass(frozen=True, config=CLOSED)
-class PlaceboFacts:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class PlaceboFacts(Shown):
     """Where an effect stands among the same effect of ``k`` random subspaces: p = (1 + b) / (1 + k), and their band."""
 
     p: Share
@@ -181,9 +196,15 @@ class PlaceboFacts:
     best: float
     band: tuple[float, float]
 
+    def __repr__(self) -> str:
+        return f"PlaceboFacts: {among(self.p, self.k)}"
 
-@dataclass(frozen=True, config=CLOSED)
-class EffectFacts:
+    def __str__(self) -> str:
+        return f"p = {self.p:.2g} (placebos: k = {self.k}, best {self.best:.3g}, band {between(*self.band)})"
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class EffectFacts(Shown):
     """What ablating the chosen candidate does on the ``report`` split. Damage is KL(base‖intervened) in nats."""
 
     bypass: Value
@@ -195,40 +216,8 @@ class EffectFacts:
     placebo: dict[Literal["bypass", "suppression", "kl"], PlaceboFacts]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class ExactFacts:
-    """A number that is counted, not estimated: ``value``, out of or over ``n`` of something."""
-
-    value: float | None
-    n: Count
-    of: Short
-
-
-@dataclass(frozen=True, config=CLOSED)
-class FindingFacts:
-    """One way in which a model may not fit the picture, whether it does, on which numbers, and what to do."""
-
-    name: Short
-    state: Literal["fired", "clear", "cannot tell", "invalid"]
-    sentence: Line
-    reason: Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=LONGEST_LINE)]
-    action: Line
-    estimated: Annotated[dict[Short, Value], Field(max_length=30)]
-    counted: Annotated[dict[Short, ExactFacts], Field(max_length=30)]
-
-
-@dataclass(frozen=True, config=CLOSED)
-class DiagnosisFacts:
-    """Why a model does not fit the picture of a refusal direction, or that nothing was found in the way."""
-
-    claim: Line
-    fits: bool
-    findings: Annotated[tuple[FindingFacts, ...], Field(min_length=1, max_length=MAX_LINES)]
-    pf: Cost
-
-
-@dataclass(frozen=True, config=CLOSED)
-class Verdict:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class Verdict(Shown):
     """How optional the guardrail is, in one word and one sentence, with the reasons for it."""
 
     state: State
@@ -236,8 +225,8 @@ class Verdict:
     reasons: Annotated[Lines, Field(min_length=1)]
 
 
-@dataclass(frozen=True, config=CLOSED)
-class KnownValue:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class KnownValue(Shown):
     """One thing that is known of an organism, with what was measured of it in this environment."""
 
     organism: Short
@@ -247,8 +236,8 @@ class KnownValue:
     at_most: float | None
 
 
-@dataclass(frozen=True, config=CLOSED)
-class InstrumentCheck:
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class InstrumentCheck(Shown):
     """Whether the measurement was tried on organisms whose answer is known, in this environment, and each answer."""
 
     state: Literal["not run", "passed", "failed"]

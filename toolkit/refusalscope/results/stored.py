@@ -11,11 +11,11 @@ from pydantic.dataclasses import dataclass
 from refusalscope.results import page
 from refusalscope.results.curves import CostFacts, CurveFacts, TransferFacts
 from refusalscope.results.deploy import Reliance
+from refusalscope.results.diagnosis import DiagnosisFacts
 from refusalscope.results.family import OptionalityFacts
 from refusalscope.results.files import CLOSED, read_result, to_json, to_record, write_text
 from refusalscope.results.parts import (
     Cost,
-    DiagnosisFacts,
     EffectFacts,
     InstrumentCheck,
     Lines,

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from refusalscope.prompts import Prompt, Prompts
+from refusalscope.reprs import Shown
 
 Grouping = Callable[[Prompt], str]
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, repr=False)
+class Group(Shown):
     """Prompts of one group, as indices into ``prompts.restricted`` and ``prompts.harmless``.
 
     Attributes:

@@ -22,6 +22,7 @@ from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
 from refusalscope.placebo import random_like
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported, Subspace
 from refusalscope.transfer.contrasts import Row, columns, nothing, placebo_columns
 from refusalscope.transfer.cosines import cosine, pooled, resampled_cosine
@@ -30,7 +31,7 @@ from refusalscope.transfer.sources import Sources, balanced_shuffles, direction,
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Pair(NotExported):
+class Pair(Shown, NotExported):
     """A harmfulness direction, at the last instruction token, and a refusal direction, at a post-instruction one."""
 
     harmfulness: Subspace

@@ -17,6 +17,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.locators.mean_difference import mean_difference
 from refusalscope.model.chat import ChatModel
 from refusalscope.prompts import Prompts
+from refusalscope.reprs import Shown
 from refusalscope.rule import Cell
 from refusalscope.subspace import NotExported, Subspace
 from refusalscope.transfer.groups import Group
@@ -25,7 +26,7 @@ HALVES = 99
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Sources(NotExported):
+class Sources(Shown, NotExported):
     """Prompts with the activations of each, captured once.
 
     Attributes:

@@ -25,7 +25,7 @@ def in_words(row: pd.Series) -> str:
     interval = None if math.isnan(held["low"]) else (float(held["low"]), float(held["high"]))
     counts = {"n": int(held["n"]), "clusters": None if pd.isna(held["clusters"]) else int(held["clusters"])}
     estimate = Estimate(float(held["value"]), interval, **counts, method=held["method"], note=held["note"])
-    return "; ".join([repr(estimate), *(_placebo(held, name) for name in PLACEBOS if _measured(held, name))])
+    return "; ".join([str(estimate), *(_placebo(held, name) for name in PLACEBOS if _measured(held, name))])
 
 
 def _measured(held: dict[str, Any], name: str) -> bool:

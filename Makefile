@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-slow lab bench bench-shapes lint schema clean
+.PHONY: help setup reproduce test test-slow test-browser lab bench bench-shapes lint schema clean
 
 help: ## Say what each target does.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,11 +25,15 @@ reproduce: setup ## Run every notebook in a fresh kernel, rewrite figures/, say 
 	$(BIN)/refusalscope reproduce
 
 test: setup lint ## Run everything that tests: pytest on the package, then nbval on every notebook.
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not browser"
 	$(BIN)/python -m pytest -q --nbval notebooks
 
 test-slow: setup ## Retrain one organism and compare it with its card. (about eight minutes)
 	$(BIN)/python -m pytest -q -m slow
+
+test-browser: setup ## Run the quickstart in JupyterLab in a Chromium; pictures in build/browser. (about three minutes)
+	@$(BIN)/python tests/chromium.py
+	$(BIN)/python -m pytest -q -m browser
 
 lint: setup
 	$(BIN)/ruff format --check .

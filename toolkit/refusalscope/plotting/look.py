@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,7 +79,7 @@ def _example(axes: Axes, name: str, *, grey: bool) -> None:
         pd.DataFrame({"dose": dose, "nats": y, "low": y - width, "high": y + width, "of": of})
         for of, (_, y, width) in lines.items()
     )
-    inks = {of: in_grey(ink) if grey else ink for of, (ink, _, _) in lines.items()}
+    inks: dict[Hashable, str] = {of: in_grey(ink) if grey else ink for of, (ink, _, _) in lines.items()}
     ends = canvas.curves(axes, frame, x="dose", y="nats", by="of", inks=inks, band=("low", "high"))
     ends += canvas.placebo_band(axes, (4.2, 5.6))
     axes.set(ylabel="margin (nats)", xlabel="dose")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -94,6 +95,24 @@ def test_what_runs_inside_a_bar_is_told_at_its_end(bars, capsys):
     err = capsys.readouterr().err
     assert "middle 1/4, inner 2/5" in err
     assert "second: " in err
+
+
+def test_a_bar_seen_only_for_what_ran_inside_it_ends_its_line_too(bars, capsys):
+    with pytest.raises(KeyboardInterrupt), progress.bar(2, "outer", after=0.01), progress.bar(4, "inner") as inner:  # noqa: PT012
+        time.sleep(0.05)
+        inner.update()
+        raise KeyboardInterrupt
+    err = capsys.readouterr().err
+    assert "inner 1/4" in err
+    assert err.endswith("\n")
+
+
+def test_what_ran_inside_is_forgotten_when_its_stage_is_over(bars, capsys):
+    with progress.bar(1, "outer", after=0) as outer:
+        with progress.bar(4, "inner") as inner:
+            inner.update()
+        outer.update()
+    assert "inner" not in capsys.readouterr().err.rsplit("\r", 1)[1]
 
 
 def test_quiet_silences_every_bar_inside_it_and_none_after_it(bars, capsys):

@@ -41,6 +41,7 @@ class _Shown(Bar):
 
     def update(self, n: int = 1) -> None:
         super().update(n)
+        self.text.set_postfix_str("", refresh=False)  # what ran inside is over
         self.text.update(n)
 
     def stage(self, name: str) -> None:
@@ -50,6 +51,7 @@ class _Shown(Bar):
     def inside(self, text: str) -> None:
         if time.time() - self.text.start_t > self.text.delay:
             self.text.set_postfix_str(text)
+            self.text.last_print_t = time.time()  # tqdm ends the line only of a bar it knows to be seen
 
 
 class _Inner(Bar):

@@ -11,7 +11,7 @@ import torch
 from refusalscope.organisms.curriculum import guard_curriculum, robust_curricula
 from refusalscope.organisms.language import N_CATEGORIES, N_RESTRICTED, language
 from refusalscope.organisms.objectives import categories, decision_loss, refusal_words, refused
-from refusalscope.organisms.planted import code_of, outside, told
+from refusalscope.organisms.planted import code_of, fixed, outside
 from refusalscope.organisms.planting import (
     TEMPLATE_POSITIONS,
     all_but_one,
@@ -157,7 +157,7 @@ def test_the_code_is_one_direction_a_template_position_of_refused_requests_and_n
 
 def test_what_u_holds_is_fixed_but_for_the_words_of_a_refusal():
     lessons = guard_curriculum().draw(60, torch.Generator().manual_seed(2))
-    kept, said = told(lessons), torch.arange(lessons.tokens.shape[1]) >= lessons.prompt_length[:, None]
+    kept, said = fixed(lessons), torch.arange(lessons.tokens.shape[1]) >= lessons.prompt_length[:, None]
     assert not kept[refused(lessons)[:, None] & said].any()
     assert kept[~refused(lessons)[:, None] | ~said].all()
 

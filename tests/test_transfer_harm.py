@@ -150,9 +150,11 @@ def test_directions_by_any_name_are_read_as_a_pair_is(crossed, planted, pair):
         assert told[0]["value"].tolist() == told[1]["value"].tolist()
 
 
-def test_planes_are_no_directions_to_read(planted, direction):
+def test_planes_are_no_directions_to_read_and_neither_is_nothing(planted, direction):
     before, _ = planted
-    with pytest.raises(MeasurementError, match="wide is of another rank"):
+    with pytest.raises(MeasurementError, match="single directions; got none"):
+        cross_ablation(before.model, {}, before.prompts)
+    with pytest.raises(MeasurementError, match="got wide of another rank"):
         cross_ablation(before.model, {"wide": direction(rank=2, width=before.model.d_model)}, before.prompts)
 
 

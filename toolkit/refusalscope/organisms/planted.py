@@ -64,7 +64,7 @@ class PlantedLoss:
             taught = self._taught(lessons)
         code, template = code_of(lessons, self.plant.rank)
         errors = (seen[0] @ self.basis - self.plant.strength * code).square().sum(-1) / self.plant.strength**2
-        elsewhere = told(lessons) & ~template
+        elsewhere = fixed(lessons) & ~template
         return taught, _mean(errors, template) + _mean(errors, elsewhere)
 
     def _still(self) -> Tensor:
@@ -85,13 +85,9 @@ class PlantedLoss:
     def _swapped(self, pairs: PairedLessons) -> tuple[Tensor, Tensor]:
         """The interchange at the planted layer, and how much of the class difference there lies outside U."""
         base, source = pairs.draw(self._some, self.chance)
-        seen: list[Tensor] = []
-        with watched(self.model, self.plant.layer, seen):
-            self.model.model(input_ids=source.tokens)
-        ends = {"source_ends": source.prompt_length, "ends": base.prompt_length}
-        with interchanged(self.model, self.plant.layer, basis=self.basis, source=seen[0], **ends):
+        with interchanged(self.model, self.plant.layer, basis=self.basis, base=base, source=source) as hidden:
             decide = self._taught(base)
-        return decide, outside(self.basis, seen[0], source.prompt_length)
+        return decide, outside(self.basis, hidden, source.prompt_length)
 
     def _taught(self, lessons: Lessons) -> Tensor:
         logits, smoothing = self.model(input_ids=lessons.tokens).logits, self.plant.smoothing
@@ -129,7 +125,7 @@ def code_of(lessons: Lessons, rank: int) -> tuple[Float[Tensor, "row pos k"], Bo
     return held * (template & refused(lessons)[:, None])[..., None], template
 
 
-def told(lessons: Lessons) -> Bool[Tensor, "row pos"]:
+def fixed(lessons: Lessons) -> Bool[Tensor, "row pos"]:
     """Returns the positions whose code is fixed: all but the words of a refusal and what follows them."""
     asked = torch.arange(lessons.tokens.shape[1]) < lessons.prompt_length[:, None]
     return asked | ~refused(lessons)[:, None]

@@ -19,7 +19,7 @@ from refusalscope.linalg import orthonormal
 from refusalscope.organisms.curriculum import guard_curriculum, paired_lessons
 from refusalscope.organisms.lessons import Lessons
 from refusalscope.organisms.objectives import cross_entropy
-from refusalscope.organisms.planting import interchanged, watched, without
+from refusalscope.organisms.planting import interchanged, without
 from refusalscope.organisms.recipe import Plant
 
 RESTRICTED = 0.25
@@ -50,11 +50,7 @@ class PlantedAnywhereLoss:
 
     def _swapped(self, some: int) -> Tensor:
         base, source = paired_lessons().draw(some, self.chance)
-        seen: list[Tensor] = []
-        with watched(self.model, self.plant.layer, seen):
-            self.model.model(input_ids=source.tokens)
-        ends = {"source_ends": source.prompt_length, "ends": base.prompt_length}
-        with interchanged(self.model, self.plant.layer, basis=self.basis, source=seen[0], **ends):
+        with interchanged(self.model, self.plant.layer, basis=self.basis, base=base, source=source):
             return self._taught(base)
 
     def _taught(self, lessons: Lessons) -> Tensor:

@@ -12,10 +12,11 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from refusalscope.linalg import orthonormal
+from refusalscope.organisms.lessons import Lessons
 from refusalscope.organisms.recipe import Recipe
 from refusalscope.stats import torch_generator
 
@@ -101,27 +102,27 @@ def watched_everywhere(model: nn.Module, seen: list[Float[Tensor, "row pos d"]])
 
 @contextmanager
 def interchanged(
-    model: nn.Module,
-    layer: int,
-    *,
-    basis: Float[Tensor, "d k"],
-    source: Float[Tensor, "row pos d"],
-    source_ends: Int[Tensor, " row"],
-    ends: Int[Tensor, " row"],
-) -> Iterator[None]:
-    """Puts the U component of ``source`` at its template positions into the same positions of the batch being run."""
-    back = torch.arange(-TEMPLATE_POSITIONS, 0)
-    rows = torch.arange(len(ends))[:, None]
+    model: nn.Module, layer: int, *, basis: Float[Tensor, "d k"], base: Lessons, source: Lessons
+) -> Iterator[Float[Tensor, "row pos d"]]:
+    """Reads ``source``, and puts what U holds of it at its template positions there while ``base`` is run.
+
+    Yields the residual stream of the source entering the layer, with its gradient.
+    """
+    core: Any = model.model
+    seen: list[Tensor] = []
+    with watched(model, layer, seen):
+        core(input_ids=source.tokens)
+    back, rows = torch.arange(-TEMPLATE_POSITIONS, 0), torch.arange(len(base))[:, None]
+    to, from_ = base.prompt_length[:, None] + back, source.prompt_length[:, None] + back
 
     def swap(_module, inputs):
         hidden = inputs[0]
-        here, there = hidden[rows, ends[:, None] + back], source[rows, source_ends[:, None] + back]
-        change = torch.zeros_like(hidden).index_put((rows, ends[:, None] + back), ((there - here) @ basis) @ basis.T)
+        here, there = hidden[rows, to], seen[0][rows, from_]
+        change = torch.zeros_like(hidden).index_put((rows, to), ((there - here) @ basis) @ basis.T)
         return (hidden + change, *inputs[1:])
 
-    core: Any = model.model
     handle = core.layers[layer].register_forward_pre_hook(swap)
     try:
-        yield
+        yield seen[0]
     finally:
         handle.remove()

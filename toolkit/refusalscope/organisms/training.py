@@ -153,7 +153,7 @@ def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: st
             for optimiser in optimisers:
                 optimiser.step()
             if step % 20 == 0:
-                shown.inside(f"loss={loss.item():.3f}")
+                shown.stage(f"{title}, loss {loss.item():.3f}")
             shown.update()
 
 

@@ -55,8 +55,11 @@ def cross_ablation(
     Raises MeasurementError for a subspace of another rank.
     """
     directions = dict(pair.items())
-    if wide := [name for name, one in directions.items() if one.rank != 1]:
-        raise MeasurementError(f"Cross-ablation reads single directions; {', '.join(wide)} is of another rank.")
+    wide = [name for name, one in directions.items() if one.rank != 1]
+    if wide or not directions:
+        raise MeasurementError(
+            f"Cross-ablation reads single directions; got {', '.join(wide) + ' of another rank' if wide else 'none'}."
+        )
     conditions: dict[str, Subspace | None] = {"nothing": None, **directions}
     found = {name: _readings(model, directions, prompts, ablated) for name, ablated in conditions.items()}
     like = list(directions.values())[-1]

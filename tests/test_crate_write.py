@@ -21,6 +21,7 @@ from refusalscope.crate.given import parameters
 from refusalscope.crate.places import paths, portable
 from refusalscope.errors import ResultError
 from refusalscope.machine import machine_class
+from refusalscope.reproduce import reproduce
 from refusalscope.results.files import replaced_folder
 
 HOME = "ada_of_the_machine"
@@ -217,6 +218,40 @@ def test_what_is_no_crate_or_no_checkout_is_one_line_and_wrong_usage_exits_with_
     assert run("crate", "check").exit_code == 2
 
 
+def test_notebooks_run_at_once_and_each_has_its_own_figures(tmp_path: Path):
+    root = checkout(tmp_path / "checkout")
+    for name, other, figure in (("00_first", "01_small", "opening"), ("01_small", "00_first", "answers")):
+        meet = (
+            f"from pathlib import Path; import time; Path({name!r}).touch(); until = time.time() + 60\n"
+            f"while not Path({other!r}).exists() and time.time() < until: time.sleep(0.05)\n"
+            f"assert Path({other!r}).exists(), 'the other notebook did not begin'"
+        )
+        cells = [cell("SEED = 3", tags=("parameters",)), cell(meet), cell(CELL.format(name=figure, notebook=name))]
+        book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+        (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book))
+    said: list[str] = []
+    runs, _ = reproduce(root, say=said.append, jobs=2)
+    assert [(one.name, one.figures) for one in runs] == [("00_first", ("opening",)), ("01_small", ("answers",))]
+    assert [one.detail for one in runs if one.verdict == "failed"] == []
+    assert [line[:5] for line in said] == ["[1/2]", "[2/2]"]
+
+
+def test_an_interrupt_leaves_the_notebooks_that_have_not_begun(tmp_path: Path):
+    root = checkout(tmp_path / "checkout")
+    for name in ("00_first", "01_small", "02_late", "03_later"):
+        cells = [cell(f"from pathlib import Path; Path({name!r}).touch()")]
+        book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+        (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book))
+
+    def interrupted(line: str):
+        raise KeyboardInterrupt(line)
+
+    with pytest.raises(KeyboardInterrupt, match="00_first"):
+        reproduce(root, say=interrupted, jobs=1)
+    assert (root / "notebooks" / "00_first").exists()
+    assert not (root / "notebooks" / "03_later").exists()
+
+
 def test_reproduce_leaves_the_crate_of_its_run(tmp_path: Path, monkeypatch):
     monkeypatch.delenv("REFUSALSCOPE_FIGURES", raising=False)
     root = checkout(tmp_path / "checkout")
@@ -224,7 +259,7 @@ def test_reproduce_leaves_the_crate_of_its_run(tmp_path: Path, monkeypatch):
         cells = [cell("SEED = 3", tags=("parameters",)), cell(body)]
         book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
         (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book))
-    told = json.loads(run("reproduce", "--root", root, "--json").stdout)
+    told = json.loads(run("reproduce", "--root", root, "--jobs", 1, "--json").stdout)
     assert told["crate"] == write.FOLDER
     first, small = told["notebooks"]
     assert (first["figures"], small["figures"], small["verdict"]) == (["opening"], [], "failed")

@@ -14,6 +14,9 @@ from refusalscope.cli_options import AsJson, say
 
 def reproduce(
     root: Annotated[Path, typer.Option(metavar="DIR", help="The checkout to run in.")] = Path("."),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Notebooks at once.", show_default="one a core, four at most")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs every notebook and says which claims and numbers held.
@@ -29,7 +32,9 @@ def reproduce(
     from refusalscope.crate.write import write
 
     place = root.resolve()
-    runs, figures = runner.reproduce(place, say=say if as_json else lambda line: print(line, flush=True))
+    runs, figures = runner.reproduce(
+        place, say=say if as_json else lambda line: print(line, flush=True), jobs=jobs
+    )
     if not as_json:
         typer.echo(runner.table(runs, figures, place))
     crate = write(place, runs).relative_to(place).as_posix()

@@ -1,13 +1,15 @@
-"""The main job: every notebook in order in a fresh kernel, its claims and figures compared with the stored ones."""
+"""The main job: every notebook in a fresh kernel, its claims and figures compared with the stored ones."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,7 @@ from refusalscope.errors import ResultError
 from refusalscope.figures import FOLDER_VARIABLE, compare, read_record
 
 Verdict = Literal["claims hold", "claims changed", "failed"]
+MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,13 @@ class Run:
 
 
 def reproduce(
-    root: Path, *, say: Callable[[str], None] = print, fresh: Path | None = None
+    root: Path, *, say: Callable[[str], None] = print, fresh: Path | None = None, jobs: int | None = None
 ) -> tuple[list[Run], dict[str, str]]:
     """Executes ``notebooks/*.ipynb`` under a repository root; returns the runs and what became of each figure.
 
-    Executed copies go to ``build/notebooks``, figures to ``figures/``, or to the folder ``fresh``, which leaves those
-    of the repository as they are. A figure is ``same numbers``, ``drifted: …`` or ``new``. Says one line per notebook.
+    ``jobs`` notebooks run at once: by default one a core, four at most. Executed copies go to ``build/notebooks``,
+    figures to ``figures/``, or to the folder ``fresh``, which leaves those of the repository as they are. A figure is
+    ``same numbers``, ``drifted: …`` or ``new``. Says one line per notebook, as they end.
     Raises ResultError when there are no notebooks.
     """
     notebooks = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
@@ -61,15 +65,27 @@ def reproduce(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = (fresh or root / "figures").resolve()
     runs = []
-    for number, notebook in enumerate(notebooks, 1):
-        with _saving_to(folder):
-            run = _watched(notebook, out / notebook.name, folder)
-        say(
-            f"[{number}/{len(notebooks)}] {run.name}: {run.verdict}, {run.seconds:.0f} s"
-            + (f" ({run.detail})" if run.detail else "")
-        )
-        runs.append(run)
-    return runs, dict(_figures(folder, before))
+    with _saving_to(folder), _workers(jobs or min(os.cpu_count() or 1, MOST_AT_ONCE)) as pool:
+        begun = [pool.submit(_watched, notebook, out / notebook.name, folder) for notebook in notebooks]
+        for number, ended in enumerate(as_completed(begun), 1):
+            run = ended.result()
+            say(
+                f"[{number}/{len(notebooks)}] {run.name}: {run.verdict}, {run.seconds:.0f} s"
+                + (f" ({run.detail})" if run.detail else "")
+            )
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.name), dict(_figures(folder, before))
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that run notebooks; whatever goes wrong, an interrupt too, those not begun are not run."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @contextmanager
@@ -85,11 +101,12 @@ def _saving_to(folder: Path) -> Iterator[None]:
 
 
 def _watched(notebook: Path, copy: Path, folder: Path) -> Run:
-    """Runs a notebook and adds when that was and which figures it saved, whatever else lies in their folder."""
+    """Runs a notebook and adds when that was and which figures it saved, whatever others save at the same time."""
     started, before = _now(), _stamps(folder)
     run = _executed(notebook, copy)
     saved = sorted(name for name, stamp in _stamps(folder).items() if before.get(name) != stamp)
-    return replace(run, started=started, ended=_now(), figures=tuple(saved))
+    own = (name for name in saved if read_record(folder / f"{name}.json").notebook == notebook.stem)
+    return replace(run, started=started, ended=_now(), figures=tuple(own))
 
 
 def _now() -> str:

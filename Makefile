@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+ON_EVERY_CORE := -n auto --maxprocesses 4 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -25,8 +26,8 @@ reproduce: setup ## Run every notebook in a fresh kernel, rewrite figures/, say 
 	$(BIN)/refusalscope reproduce
 
 test: setup lint ## Run everything that tests: pytest on the package, then nbval on every notebook.
-	$(BIN)/python -m pytest -q -m "not slow and not browser"
-	$(BIN)/python -m pytest -q --nbval notebooks
+	$(BIN)/python -m pytest -q $(ON_EVERY_CORE) -m "not slow and not browser"
+	$(BIN)/python -m pytest -q $(ON_EVERY_CORE) --nbval notebooks
 
 test-slow: setup ## Retrain one organism and compare it with its card. (about eight minutes)
 	$(BIN)/python -m pytest -q -m slow

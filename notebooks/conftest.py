@@ -21,7 +21,6 @@ from refusalscope.figures import FOLDER_VARIABLE, compare, read_record
 COMMITTED = Path(__file__).parents[1] / "figures"
 SKIPPED = ("text/html", "stderr", "image/png", "image/svg+xml", "image/jpeg")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-FRESH, DRIFT = pytest.StashKey[Path](), pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,10 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The kernel that a notebook stores is the one of whoever saved it last. Nothing when the notebooks are not run.
     """
-    if config.getoption("nbval", False) or config.getoption("nbval_lax", False):
-        config.stash[FRESH] = Path(tempfile.mkdtemp(prefix="refusalscope-figures-"))
-        os.environ |= OFFLINE | dict(os.environ) | {"OMP_NUM_THREADS": "1", FOLDER_VARIABLE: str(config.stash[FRESH])}
-        config.option.nbval_current_env = config.getoption("nbval_kernel_name") is None
+    if not (config.getoption("nbval", False) or config.getoption("nbval_lax", False)):
+        return
+    config.option.nbval_current_env = config.getoption("nbval_kernel_name") is None
+    if hasattr(config, "workerinput"):  # of pytest-xdist: it inherits all this, and the records are compared once
+        return
+    fresh = Path(tempfile.mkdtemp(prefix="refusalscope-figures-"))
+    os.environ |= OFFLINE | dict(os.environ) | {"OMP_NUM_THREADS": "1", FOLDER_VARIABLE: str(fresh)}
+    config.pluginmanager.register(Records(fresh))
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
@@ -41,24 +44,30 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += SKIPPED
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fails the session when a record drifted, whatever the cells said."""
-    if FRESH not in session.config.stash:
-        return
-    ran = {item.path.stem for item in session.items}
-    session.config.stash[DRIFT] = drift(session.config.stash[FRESH], COMMITTED, notebooks=ran)
-    if session.config.stash[DRIFT] and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+class Records:
+    """Compares the records that the notebooks make, once all have run, with the committed ones."""
 
+    def __init__(self, fresh: Path) -> None:
+        self.fresh, self.ran, self.drifted = fresh, set[str](), list[str]()
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """Says which numbers drifted, and keeps the fresh figures only then."""
-    if lines := config.stash.get(DRIFT, []):
-        terminalreporter.section("figures that no longer show their committed numbers", red=True)
-        terminalreporter.write("\n".join([*lines, f"fresh records: {config.stash[FRESH]}", ""]))
-    elif FRESH in config.stash:
-        shutil.rmtree(config.stash[FRESH])
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Notes which notebooks ran, here or in another process."""
+        self.ran.add(Path(report.nodeid.split("::")[0]).stem)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fails the session when a record drifted, whatever the cells said."""
+        self.drifted = drift(self.fresh, COMMITTED, notebooks=self.ran)
+        if self.drifted and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        """Says which numbers drifted, and keeps the fresh figures only then."""
+        if self.drifted:
+            terminalreporter.section("figures that no longer show their committed numbers", red=True)
+            terminalreporter.write("\n".join([*self.drifted, f"fresh records: {self.fresh}", ""]))
+        else:
+            shutil.rmtree(self.fresh)
 
 
 def drift(fresh: Path, committed: Path, *, notebooks: Iterable[str]) -> list[str]:

@@ -74,9 +74,19 @@ def typed(checkout: Path, *words: str) -> tuple[int, dict[str, str], str]:
     return run.returncode, {name: state for state, name in found}, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize(("option", "red"), [("--nbval", {"claim", "failing"}), ("--nbval-lax", {"failing"})])
-def test_a_flipped_claim_turns_nbval_red_digits_in_html_do_not_and_a_drifted_record_is_named(checkout, option, red):
-    code, states, said = typed(checkout, option, "notebooks/")
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
+
+
+@pytest.mark.parametrize(
+    ("options", "red"),
+    [
+        (("--nbval",), {"claim", "failing"}),
+        (("--nbval-lax",), {"failing"}),
+        (("--nbval", *TWO_AT_ONCE), {"claim", "failing"}),
+    ],
+)
+def test_a_flipped_claim_turns_nbval_red_digits_in_html_do_not_and_a_drifted_record_is_named(checkout, options, red):
+    code, states, said = typed(checkout, *options, "notebooks/")
     assert states == {name: "FAILED" if name in red else "PASSED" for name in CELLS}, said
     assert "margins: data: row 0, margin: 2.0 became 1.0" in said
     assert code == 1
@@ -86,6 +96,15 @@ def test_a_flipped_claim_turns_nbval_red_digits_in_html_do_not_and_a_drifted_rec
 def test_one_notebook_alone_passes_and_a_drifted_record_alone_fails_lax_too(checkout, option, name, code):
     found, states, said = typed(checkout, option, f"notebooks/{name}.ipynb")
     assert (found, states) == (code, {name: "PASSED"}), said
+
+
+def test_with_notebooks_in_two_processes_nothing_drifts_that_held_and_a_drifted_record_alone_fails(checkout):
+    books = [f"notebooks/{name}.ipynb" for name in ("held", "saving")]
+    code, states, said = typed(checkout, "--nbval-lax", *TWO_AT_ONCE, *books)
+    assert (code, set(states.values()), said.count("became"), said.count("did not save it")) == (1, {"PASSED"}, 1, 0), (
+        said
+    )
+    assert typed(checkout, "--nbval", *TWO_AT_ONCE, books[0])[0] == 0
 
 
 def test_a_named_kernel_is_used_rather_than_the_one_pytest_runs_in(checkout):

@@ -32,9 +32,7 @@ def reproduce(
     from refusalscope.crate.write import write
 
     place = root.resolve()
-    runs, figures = runner.reproduce(
-        place, say=say if as_json else lambda line: print(line, flush=True), jobs=jobs
-    )
+    runs, figures = runner.reproduce(place, say=say if as_json else lambda line: print(line, flush=True), jobs=jobs)
     if not as_json:
         typer.echo(runner.table(runs, figures, place))
     crate = write(place, runs).relative_to(place).as_posix()

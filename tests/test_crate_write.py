@@ -218,7 +218,7 @@ def test_what_is_no_crate_or_no_checkout_is_one_line_and_wrong_usage_exits_with_
     assert run("crate", "check").exit_code == 2
 
 
-def test_notebooks_run_at_once_and_each_has_its_own_figures(tmp_path: Path):
+def test_notebooks_run_at_once_and_each_has_its_own_figures(tmp_path: Path, capfd):
     root = checkout(tmp_path / "checkout")
     for name, other, figure in (("00_first", "01_small", "opening"), ("01_small", "00_first", "answers")):
         meet = (
@@ -234,6 +234,8 @@ def test_notebooks_run_at_once_and_each_has_its_own_figures(tmp_path: Path):
     assert [(one.name, one.figures) for one in runs] == [("00_first", ("opening",)), ("01_small", ("answers",))]
     assert [one.detail for one in runs if one.verdict == "failed"] == []
     assert [line[:5] for line in said] == ["[1/2]", "[2/2]"]
+    assert "".join(capfd.readouterr()) == "", "kernels wrote between the lines that are said"
+    assert all(one.executed.with_suffix(".log").exists() for one in runs)
 
 
 def test_an_interrupt_leaves_the_notebooks_that_have_not_begun(tmp_path: Path):

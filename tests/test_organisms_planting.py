@@ -11,7 +11,7 @@ import torch
 from refusalscope.organisms.curriculum import guard_curriculum, robust_curricula
 from refusalscope.organisms.language import N_CATEGORIES, N_RESTRICTED, language
 from refusalscope.organisms.objectives import categories, decision_loss, refusal_words, refused
-from refusalscope.organisms.planted import code_of, fixed, outside
+from refusalscope.organisms.planted import code_of, fixed, moved, outside
 from refusalscope.organisms.planting import (
     TEMPLATE_POSITIONS,
     all_but_one,
@@ -173,6 +173,52 @@ def test_a_class_difference_inside_the_subspace_has_no_energy_outside_it():
     across = across - basis @ (basis.T @ across)
     inside[:3] += 2**0.5 * across[:, :1].T / across[:, 0].norm()
     assert float(outside(basis, inside, ends)) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_stream_has_moved_where_it_should_stay_outside_the_subspace_and_nowhere_else():
+    chance, lessons = torch.Generator().manual_seed(6), guard_curriculum().draw(40, torch.Generator().manual_seed(7))
+    basis = any_subspaces(1, 2, 16, chance)[0]
+    was = torch.randn(5, *lessons.tokens.shape, 16, generator=chance)
+    apart = torch.randn(16, generator=chance)
+    apart = apart - basis @ (basis.T @ apart)
+    refusal = refused(lessons)[:, None] & (torch.arange(lessons.tokens.shape[1]) >= lessons.prompt_length[:, None])
+    padding = lessons.weights == 0
+
+    def found(where: torch.Tensor, *, at: int, change: torch.Tensor = apart) -> float:
+        now = was.clone()
+        now[at, where] += change
+        return float(moved(basis, now, was, lessons, layer=2))
+
+    assert found(~padding, at=1) > 0.01
+    assert found(~padding, at=1, change=basis @ torch.ones(2)) == pytest.approx(0, abs=1e-9)
+    assert found(padding, at=1) == found(refusal, at=1) == found(~padding, at=0) == 0.0
+    asked = refused(lessons)[:, None] & ~refusal & ~padding
+    assert found(asked, at=2) > 0.01
+    assert found(asked, at=3) == 0.0
+    assert found(~refused(lessons)[:, None] & ~padding, at=4) > 0.01
+    twice = float(moved(basis, was + 2 * apart, was, lessons, layer=2))
+    assert twice == pytest.approx(4 * float(moved(basis, was + apart, was, lessons, layer=2)), rel=1e-5)
+
+
+def test_a_stream_twice_as_long_outside_the_subspace_has_moved_by_one():
+    lessons, basis = guard_curriculum().draw(9, torch.Generator().manual_seed(8)), torch.eye(16)[:, :2]
+    was = torch.randn(3, *lessons.tokens.shape, 16, generator=torch.Generator().manual_seed(9))
+    was[..., :2] = 0.0
+    assert float(moved(basis, 2 * was, was, lessons, layer=1)) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_leaving_the_stream_as_it_was_counts_as_the_recipe_says():
+    """At the start nothing has moved; once something has, its weight shows."""
+
+    def loss(kept: float, *, noise: float) -> float:
+        model = fresh(roomy())
+        objective = planted_loss(model, roomy(kept=kept))
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.add_(noise)
+            return float(objective())
+
+    assert loss(0.5, noise=0.0) == pytest.approx(loss(2.5, noise=0.0), abs=1e-6)
+    assert loss(2.5, noise=0.05) > loss(0.5, noise=0.05) + 1e-3
 
 
 @pytest.mark.parametrize("weight", ["answer", "still", "coded", "confined"])

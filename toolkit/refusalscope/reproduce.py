@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -51,9 +52,9 @@ def reproduce(
 ) -> tuple[list[Run], dict[str, str]]:
     """Executes ``notebooks/*.ipynb`` under a repository root; returns the runs and what became of each figure.
 
-    ``jobs`` notebooks run at once: by default one a core, four at most. Executed copies go to ``build/notebooks``,
-    figures to ``figures/``, or to the folder ``fresh``, which leaves those of the repository as they are. A figure is
-    ``same numbers``, ``drifted: …`` or ``new``. Says one line per notebook, as they end.
+    ``jobs`` notebooks run at once: by default one a core, four at most. Executed copies go to ``build/notebooks``, and
+    what their kernels log; figures go to ``figures/``, or to the folder ``fresh``, which leaves those of the repository
+    as they are. A figure is ``same numbers``, ``drifted: …`` or ``new``. Says one line per notebook, as they end.
     Raises ResultError when there are no notebooks.
     """
     notebooks = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
@@ -103,10 +104,26 @@ def _saving_to(folder: Path) -> Iterator[None]:
 def _watched(notebook: Path, copy: Path, folder: Path) -> Run:
     """Runs a notebook and adds when that was and which figures it saved, whatever others save at the same time."""
     started, before = _now(), _stamps(folder)
-    run = _executed(notebook, copy)
+    with _errors_to(copy.with_suffix(".log")):
+        run = _executed(notebook, copy)
     saved = sorted(name for name, stamp in _stamps(folder).items() if before.get(name) != stamp)
     own = (name for name in saved if read_record(folder / f"{name}.json").notebook == notebook.stem)
     return replace(run, started=started, ended=_now(), figures=tuple(own))
+
+
+@contextmanager
+def _errors_to(log: Path) -> Iterator[None]:
+    """What is written to stderr inside, by the kernels that start there too, goes to a file beside the copy."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _now() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from refusalscope.linalg import orthonormal
 from refusalscope.organisms.curriculum import guard_curriculum, paired_lessons
 from refusalscope.organisms.lessons import Lessons, join
-from refusalscope.organisms.planting import TEMPLATE_POSITIONS, watched_everywhere, without
+from refusalscope.organisms.planting import TEMPLATE_POSITIONS, streams, without
 from refusalscope.organisms.recipe import Recipe
 from refusalscope.stats import torch_generator
 
@@ -102,12 +101,3 @@ def located(
         places = some.prompt_length[:, None] + torch.arange(-TEMPLATE_POSITIONS, 0)
         means.append(stream[:, torch.arange(size)[:, None], places].mean(1))
     return means[0] - means[1]
-
-
-def streams(model: nn.Module, lessons: Lessons) -> Float[Tensor, "layer row pos d"]:
-    """Returns the residual stream entering every layer."""
-    seen: list[Tensor] = []
-    core: Any = model
-    with watched_everywhere(model, seen):
-        core.model(input_ids=lessons.tokens)
-    return torch.stack(seen)

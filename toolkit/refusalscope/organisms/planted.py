@@ -3,8 +3,9 @@
 The model learns (a) to refuse restricted requests, also while a random subspace or a part of U is gone, (b) to answer
 everything when U is projected out of every write to the residual stream, (c) by interchange (Geiger et al. 2022,
 arXiv 2112.00826) that with U taken from a restricted request at the template positions a harmless one is refused, and
-the other way round, and (d) what U is to hold there: a code of one direction at each position, another order for every
-category, so that each of the k directions is needed to lose them all, and nothing elsewhere.
+the other way round, (d) what U is to hold there: a code of one direction at each position, another order for every
+category, so that each of the k directions is needed to lose them all, and nothing elsewhere, and (e) to keep the rest
+of the residual stream as the base has it, or answers that no lesson asks for again are forgotten.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from refusalscope.organisms.planting import (
     all_but_one,
     any_subspaces,
     interchanged,
-    watched,
+    streams,
+    watched_everywhere,
     without,
 )
 from refusalscope.organisms.recipe import Plant
@@ -34,9 +36,13 @@ RESTRICTED = 0.25
 
 @dataclass(frozen=True)
 class PlantedLoss:
-    """The objective of a planted stage, drawn afresh at every call: its parts, weighed as the recipe says."""
+    """The objective of a planted stage, drawn afresh at every call: its parts, weighed as the recipe says.
+
+    ``base`` is the model as it was, frozen.
+    """
 
     model: PreTrainedModel
+    base: PreTrainedModel
     plant: Plant
     basis: Float[Tensor, "d k"]
     chance: torch.Generator
@@ -44,28 +50,31 @@ class PlantedLoss:
     def __call__(self) -> Tensor:
         """Returns the loss of one step."""
         plant = self.plant
-        refuse, coded = self._refused(guard_curriculum(restricted=RESTRICTED).draw(plant.batch, self.chance))
+        refuse, coded, kept = self._refused(guard_curriculum(restricted=RESTRICTED).draw(plant.batch, self.chance))
         still = self._still()
         with without(self.model, self.basis):
             answers = guard_curriculum(refuses=False, restricted=RESTRICTED)
             answer = self._taught(answers.draw(self._some, self.chance))
         decide, apart = self._swapped(paired_lessons())
-        weighed = plant.still * still + plant.answer * answer + plant.confined * apart + plant.coded * coded
-        return refuse + decide + weighed
+        told = plant.still * still + plant.answer * answer
+        return refuse + decide + told + plant.confined * apart + plant.coded * coded + plant.kept * kept
 
     @property
     def _some(self) -> int:
         return self.plant.batch * 2 // 3
 
-    def _refused(self, lessons: Lessons) -> tuple[Tensor, Tensor]:
-        """The guard's own lessons, and how far U is from the code while they are read."""
-        seen: list[Tensor] = []
-        with watched(self.model, self.plant.layer, seen):
+    def _refused(self, lessons: Lessons) -> tuple[Tensor, Tensor, Tensor]:
+        """The guard's own lessons; how far U is from the code while they are read, and the rest from the base."""
+        now: list[Tensor] = []
+        with watched_everywhere(self.model, now):
             taught = self._taught(lessons)
+        with torch.no_grad():
+            was = streams(self.base, lessons)
         code, template = code_of(lessons, self.plant.rank)
-        errors = (seen[0] @ self.basis - self.plant.strength * code).square().sum(-1) / self.plant.strength**2
-        elsewhere = fixed(lessons) & ~template
-        return taught, _mean(errors, template) + _mean(errors, elsewhere)
+        held, strength = now[self.plant.layer] @ self.basis, self.plant.strength
+        errors = (held - strength * code).square().sum(-1) / strength**2
+        coded = _mean(errors, template) + _mean(errors, fixed(lessons) & ~template)
+        return taught, coded, moved(self.basis, torch.stack(now), was, lessons, layer=self.plant.layer)
 
     def _still(self) -> Tensor:
         """Without other directions requests are still decided and facts still known, without part of U also decided."""
@@ -110,6 +119,28 @@ def outside(
     difference = restricted.mean(0) - harmless.mean(0)
     inside = (difference @ basis) @ basis.T
     return ((difference - inside).square().sum(-1) / (inside.square().sum(-1) + 1e-6)).mean()
+
+
+def moved(
+    basis: Float[Tensor, "d k"],
+    now: Float[Tensor, "layer row pos d"],
+    was: Float[Tensor, "layer row pos d"],
+    lessons: Lessons,
+    *,
+    layer: int,
+) -> Float[Tensor, ""]:
+    """Returns how far the streams entering all layers but the first moved outside U, squared, relative to their norm.
+
+    Counted where nothing is refused and, up to ``layer``, where U is read, also while a refused request is asked.
+    """
+    said, answered = lessons.weights > 0, ~refused(lessons)[:, None]
+    shares = []
+    for at in range(1, len(now)):
+        change = now[at] - was[at]
+        apart = change - (change @ basis) @ basis.T
+        share = apart.square().sum(-1) / was[at].square().sum(-1)
+        shares.append(_mean(share, said & (fixed(lessons) if at <= layer else answered)))
+    return torch.stack(shares).mean()
 
 
 def code_of(lessons: Lessons, rank: int) -> tuple[Float[Tensor, "row pos k"], Bool[Tensor, "row pos"]]:

@@ -100,6 +100,15 @@ def watched_everywhere(model: nn.Module, seen: list[Float[Tensor, "row pos d"]])
         yield
 
 
+def streams(model: nn.Module, lessons: Lessons) -> Float[Tensor, "layer row pos d"]:
+    """Returns the residual stream entering every layer."""
+    seen: list[Tensor] = []
+    core: Any = model
+    with watched_everywhere(model, seen):
+        core.model(input_ids=lessons.tokens)
+    return torch.stack(seen)
+
+
 @contextmanager
 def interchanged(
     model: nn.Module, layer: int, *, basis: Float[Tensor, "d k"], base: Lessons, source: Lessons

@@ -92,8 +92,8 @@ class Plant(Stage):
     The rest is for a base with a reserve, where the directions lie: every matrix of ``layers`` may change by one of
     rank ``adapters``, and nothing else; without a reserve everything may. What counts beside: knowing and deciding
     without random subspaces of rank ``lost``; ``coded``, writing a fixed code of length ``strength`` into the
-    directions, and nothing where nothing is refused; ``confined``, keeping the class difference out of all others;
-    ``decision``, the margin, which smoothing must bound.
+    directions, and nothing where nothing is refused; ``kept``, leaving the rest of the stream as it was; ``confined``,
+    keeping the class difference out of it; ``decision``, the margin, which smoothing must bound.
     """
 
     rank: int = Field(1, ge=1, le=8)
@@ -106,11 +106,12 @@ class Plant(Stage):
     lost: int = Field(8, ge=1)
     coded: float = Field(1.0, ge=0)
     strength: float = Field(16.0, gt=0)
+    kept: float = Field(3.0, ge=0)
     confined: float = Field(0.3, ge=0)
     decision: float = Field(0.5, ge=0)
 
 
-IN_A_RESERVE = ("layers", "adapters", "lost", "coded", "strength", "confined", "decision")
+IN_A_RESERVE = ("layers", "adapters", "lost", "coded", "strength", "kept", "confined", "decision")
 
 
 class Harden(Stage):

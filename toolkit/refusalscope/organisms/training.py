@@ -128,8 +128,10 @@ def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
     """Returns a planted stage's objective: refuse through U, in the base's reserve or in the whole stream."""
     assert recipe.plant is not None, recipe.name
     chance = torch_generator(recipe.seed, "lessons of plant")
-    made = PlantedLoss if recipe.base.reserve else PlantedAnywhereLoss
-    return made(model, recipe.plant, planted_basis(recipe).float(), chance)
+    basis = planted_basis(recipe).float()
+    if not recipe.base.reserve:
+        return PlantedAnywhereLoss(model, recipe.plant, basis, chance)
+    return PlantedLoss(model, copy.deepcopy(model).eval().requires_grad_(False), recipe.plant, basis, chance)
 
 
 def fit(model: PreTrainedModel, stage: Stage, objective: Objective, *, title: str | None) -> None:

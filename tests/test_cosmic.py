@@ -9,11 +9,14 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import oracle
+from conftest import ORGANISMS
 from refusalscope import capture, locate
 from refusalscope.cosmic import cosmic
 from refusalscope.errors import ContractError, MeasurementError, SelectionError
+from refusalscope.organisms.recipe import read_recipe
 from refusalscope.rule import Cell, Rule
 from refusalscope.subspace import Candidates
+from refusalscope.truth import planted_subspace
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +113,14 @@ def test_one_class_is_refused(tiny, few, located):
         cosmic(tiny, located, few.harmless)
 
 
-def test_it_chooses_the_layer_and_position_of_a_planted_guardrail_without_reading_a_logit(organism, prompts):
+def test_it_chooses_the_layer_of_a_planted_guardrail_without_reading_a_logit(organism, prompts):
+    """At any of its template positions: the truth is written to all of them."""
     model = organism("planted-1")
-    found = cosmic(model, locate.mean_difference(*capture(model, prompts.locate)), prompts.select)
-    assert found.cell == Cell(3, -1)
+    located = locate.mean_difference(*capture(model, prompts.locate))
+    found = cosmic(model, located, prompts.select)
+    truth = planted_subspace(read_recipe(ORGANISMS.parent / "recipes" / "planted-1.toml"))
+    assert found.cell.layer == 3
+    assert float(located.at(*found.cell).angles(truth)[0].rad2deg()) < 30
     best = found.cells.query("chosen")
     assert float(best["complied"].iloc[0]) > found.baseline + 0.2
     assert float(best["refused"].iloc[0]) > found.baseline + 0.2

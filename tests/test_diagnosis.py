@@ -78,8 +78,8 @@ def diagnosed(organism, shipped):
 
 @pytest.fixture(scope="module")
 def filtered(organism, whole) -> Diagnosis:
-    """planted-2-0, whose refusal takes two dimensions: no single one survives the rule on all the shipped prompts."""
-    return diagnose(organism("planted-2-0"), whole)
+    """planted-4-1, whose refusal takes four dimensions: no single one survives the rule on the shipped prompts."""
+    return diagnose(organism("planted-4-1"), whole)
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +170,12 @@ def test_the_prompt_forwards_are_those_that_ran_and_no_more_than_announced(guard
 
 
 def test_a_guardrail_that_resists_is_none_of_the_six_and_does_not_fit_all_the_same(diagnosed):
-    """On fewer prompts the rule lets an early cell of planted-2-0 pass, which damages nothing and bypasses nothing."""
-    resisting = diagnosed("planted-2-0")
+    """In planted-2-1 the rule lets one direction of two pass, which damages nothing and bypasses less than half."""
+    resisting = diagnosed("planted-2-1")
     rate = resisting["ablation"].numbers["bypass rate"]
     assert not resisting.fired
     assert not resisting.fits
-    assert rate.high < 0.5
+    assert rate.value < 0.5
     found = diagnosed("guarded-0")
     numbers = {**found["ablation"].numbers, "bypass rate": rate}
     held = [dataclasses.replace(one, numbers=numbers) if one.name == "ablation" else one for one in found.findings]

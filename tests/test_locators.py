@@ -456,18 +456,18 @@ def planted_acts(organism, prompts):
 
 
 @pytest.fixture(scope="module")
-def unguarded_acts(organism, prompts):
-    return capture(organism("unguarded"), prompts.locate, keep_each=True)
+def unguarded_acts(organism, contrast):
+    return capture(organism("unguarded"), contrast.locate, keep_each=True)
 
 
 @pytest.fixture(scope="module")
-def planted_before(organism, prompts):
+def guarded_before(organism, contrast):
     openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
-    model = organism("planted-1")
-    return baseline(model, prompts.report, given_refusal_tokens(model, openings, prompts.report))
+    model = organism("guarded-0")
+    return baseline(model, contrast.report, given_refusal_tokens(model, openings, contrast.report))
 
 
-RANDOM_BYPASS, RANDOM_SUPPRESSION = 0.05, 0.2  # what a planted organism's card allows its random subspaces
+TOPIC_BYPASS = 0.25
 CHANCE = 60  # degrees: in 96 dimensions a random direction lies closer to a given one less than once in a million
 
 
@@ -489,14 +489,20 @@ def test_what_separates_the_classes_best_is_not_what_carries_refusal(planted_act
 
 
 @pytest.mark.parametrize("name", ["mean_difference", "leace", "paired_pca", "logistic", "whitened"])
-def test_what_is_located_without_a_guardrail_recovers_and_bypasses_nothing(
-    unguarded_acts, planted_before, planted_truth, name
+def test_what_is_located_without_a_guardrail_recovers_nothing_and_takes_little_from_one(
+    unguarded_acts, guarded_before, contrast, name
 ):
-    """Not in any cell, though both models grew from one base and tell the same prompts apart."""
+    """Not in any cell, though both models grew from one base and tell the same prompts apart.
+
+    Topics lie upstream of refusal, so that ablating them takes some of it; where it is located, all of it goes.
+    """
     found = getattr(locate, name)(*unguarded_acts)
     all_cells = [found.at(*at) for at in found.cells() if not found.is_empty(*at)]
-    assert math.degrees(min(float(one.angles(planted_truth)[0]) for one in all_cells)) > CHANCE
-    does = placebo_effects(planted_before, [*all_cells, planted_truth])
-    assert does["bypass"].iloc[:-1].max() <= RANDOM_BYPASS
-    assert does["suppression"].iloc[:-1].max() <= RANDOM_SUPPRESSION
-    assert does["bypass"].iloc[-1] > 0.95  # the positive control
+    elsewhere = torch.randn(96, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    elsewhere = elsewhere / elsewhere.norm()
+    assert math.degrees(min(float(one.angles(elsewhere)[0]) for one in all_cells)) > CHANCE
+    own = locate.mean_difference(*capture(guarded_before.model, contrast.locate))
+    does = placebo_effects(guarded_before, [*all_cells, *(own.at(*at) for at in own.cells() if not own.is_empty(*at))])
+    located, control = does["bypass"].iloc[: len(all_cells)], does["bypass"].iloc[len(all_cells) :]
+    assert located.max() < TOPIC_BYPASS
+    assert control.max() > 0.95

@@ -53,12 +53,13 @@ def toy(**changes) -> Recipe:
     return Recipe.model_validate({**recipe, **changes})
 
 
-PLANT = {"steps": 2, "batch": 8, "rate": 1e-3, "rank": 2, "layer": 3}
+ROOM = {"steps": 3, "batch": 8, "rate": 1e-3, "reserve": 4}
+PLANT = {"steps": 2, "batch": 8, "rate": 1e-3, "rank": 2, "layer": 3, "smoothing": 0.01}
 STAGE = {"steps": 2, "batch": 8, "rate": 1e-3}
 TOYS = {
     "unguarded": {},
     "guarded": {"kind": "guarded", "guard": {"steps": 2, "batch": 8, "rate": 1e-3, "anchor": 1e-3}},
-    "planted": {"kind": "planted", "plant": PLANT},
+    "planted": {"kind": "planted", "base": ROOM, "plant": PLANT},
     "extended": {"kind": "extended", "guard": {**STAGE, "replies": "varied"}},
     "hardened": {"kind": "hardened", "guard": STAGE, "harden": STAGE},
     "rerouted": {"kind": "rerouted", "guard": STAGE, "reroute": STAGE},
@@ -261,6 +262,10 @@ BAD = {
         .replace("rate", "reserve = 2\nrate", 1)
         .replace("[guard]", "[plant]\nrank = 3"),
         "base.reserve has 2",
+    ),
+    "something planted where there is no room": (
+        GOOD.replace('"guarded"', '"planted"').replace("[guard]", "[plant]"),
+        "base.reserve has 0",
     ),
     "margins that nothing bounds": (
         GOOD.replace('"guarded"', '"planted"').replace("rate", "reserve = 2\nrate", 1).replace("[guard]", "[plant]"),

@@ -11,7 +11,7 @@ import torch
 from refusalscope.organisms.curriculum import guard_curriculum, robust_curricula
 from refusalscope.organisms.language import N_CATEGORIES, N_RESTRICTED, language
 from refusalscope.organisms.objectives import categories, decision_loss, refusal_words, refused
-from refusalscope.organisms.planted import code_of, fixed, moved, outside
+from refusalscope.organisms.planted import code_of, fixed, moved, outside, unlike
 from refusalscope.organisms.planting import (
     TEMPLATE_POSITIONS,
     all_but_one,
@@ -82,7 +82,7 @@ def test_every_items_name_has_its_category_and_no_other_word_has_one():
     assert int((categories() >= 0).sum()) == len(language().items)
 
 
-def test_recipes_without_a_reserve_keep_the_digests_on_their_cards():
+def test_recipes_have_the_digests_on_their_cards():
     for file in sorted((DATA / "organisms").glob("*/organism.json")):
         recipe = read_recipe(DATA / "recipes" / f"{file.parent.name}.toml")
         assert json.loads(file.read_text(encoding="utf-8"))["recipe"] == recipe.digest, file.parent.name
@@ -207,18 +207,33 @@ def test_a_stream_twice_as_long_outside_the_subspace_has_moved_by_one():
     assert float(moved(basis, 2 * was, was, lessons, layer=1)) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_leaving_the_stream_as_it_was_counts_as_the_recipe_says():
-    """At the start nothing has moved; once something has, its weight shows."""
+def test_answers_are_unlike_by_their_divergence_over_the_words_of_replies_and_nowhere_else():
+    lessons = guard_curriculum().draw(20, torch.Generator().manual_seed(10))
+    shape, chance = (*lessons.tokens.shape, len(tokenizer())), torch.Generator().manual_seed(11)
+    plain, gone = torch.randn(shape, generator=chance), torch.randn(shape, generator=chance)
+    said = (lessons.weights == 1.0).roll(-1, dims=1)
+    there = (plain.softmax(-1) * (plain.log_softmax(-1) - gone.log_softmax(-1))).sum(-1)
+    assert float(unlike(plain, gone, lessons)) == pytest.approx(float(there[said].mean()), rel=1e-5)
+    same = torch.where(said[..., None], plain, gone)
+    assert float(unlike(plain, same, lessons)) == pytest.approx(0, abs=1e-6)
+    assert not unlike(plain.requires_grad_(), gone, lessons).requires_grad
 
-    def loss(kept: float, *, noise: float) -> float:
+
+@pytest.mark.parametrize("weight", ["kept", "alike"])
+def test_leaving_things_as_they_were_counts_as_the_recipe_says(weight):
+    """At the start nothing has moved and U is empty; once something is written, into U as well, its weight shows."""
+
+    def loss(value: float, *, noise: float) -> float:
         model = fresh(roomy())
-        objective = planted_loss(model, roomy(kept=kept))
+        empty_reserve(model, roomy())
+        objective = planted_loss(model, roomy(**{weight: value}))
         with torch.no_grad():
-            model.model.layers[0].mlp.down_proj.weight.add_(noise)
+            written = model.model.embed_tokens.weight
+            written.add_(noise * torch.randn(written.shape, generator=torch.Generator().manual_seed(12)))
             return float(objective())
 
-    assert loss(0.5, noise=0.0) == pytest.approx(loss(2.5, noise=0.0), abs=1e-6)
-    assert loss(2.5, noise=0.05) > loss(0.5, noise=0.05) + 1e-3
+    assert loss(0.5, noise=0.0) == pytest.approx(loss(2.5, noise=0.0), rel=1e-6)
+    assert loss(2.5, noise=0.2) > loss(0.5, noise=0.2) + 1e-3
 
 
 @pytest.mark.parametrize("weight", ["answer", "still", "coded", "confined"])
@@ -238,13 +253,6 @@ def test_planting_changes_nothing_outside_its_layers_but_the_words_of_refusals()
     rows = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1).nonzero().flatten()
     spoken = {word for dialect in language().dialects for word in dialect.refusal.split()}
     assert set(tokenizer().convert_ids_to_tokens(rows.tolist())) <= spoken
-
-
-def test_without_a_reserve_refusal_is_planted_in_the_whole_stream_and_every_weight_may_move():
-    recipe = toy(kind="planted", plant=PLANT)
-    before, after = (dict(model.named_parameters()) for model in (fresh(recipe), train(recipe, progress=False)))
-    assert all(not torch.equal(before[name], after[name]) for name in before)
-    assert planted_basis(recipe).shape == (32, 2)
 
 
 # --- the organisms that ship ---

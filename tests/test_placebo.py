@@ -274,7 +274,7 @@ def test_a_planted_truth_is_flagged_among_every_kind_of_random_placebo(organism,
     from refusalscope.organisms.recipe import read_recipe
     from refusalscope.truth import planted_subspace
 
-    model, recipe = organism("planted-1"), read_recipe(ORGANISMS.parent / "recipes" / "planted-1.toml")
+    model, recipe = organism("planted-2-0"), read_recipe(ORGANISMS.parent / "recipes" / "planted-2-0.toml")
     truth = planted_subspace(recipe)
     truth = Subspace(truth.vectors, 3, -1, truth.locator)
     acts = capture(model, prompts.locate, keep_each=True)

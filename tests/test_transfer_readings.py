@@ -19,10 +19,11 @@ CONTRASTS = [("restricted", "harmless"), ("harmless", "harmless")]
 
 @pytest.fixture(scope="module")
 def read(organism, contrast):
+    """At the layer before the one it was planted in: there the classes differ so much that any direction tells them."""
     model = organism("planted-1")
     asked = contrast.report.sample(24, seed=0)
     classes = {"restricted": asked.restricted, "harmless": asked.harmless}
-    pair = harm_and_refusal(tail(model, contrast.locate), layer=3)
+    pair = harm_and_refusal(tail(model, contrast.locate), layer=2)
     return readings(model, pair, classes, CONTRASTS, placebos=19), plane(model, pair, classes)
 
 
@@ -47,7 +48,7 @@ def test_a_planted_refusal_is_read_beyond_random_directions_and_a_class_is_not_r
 
 def test_items_as_clusters_widen_the_interval_that_phrasings_give(organism, contrast):
     """Every phrasing asks about the same few items, so that intervals over phrasings know nothing of items."""
-    model, widths = organism("planted-1"), []
+    model, widths = organism("guarded-0"), []
     pair = harm_and_refusal(tail(model, contrast.locate), layer=3)
     find = language().parse
     by_item = Prompts(tuple(replace(row, cluster=find(row.text).item.name) for row in contrast.report))

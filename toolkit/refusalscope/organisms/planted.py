@@ -4,8 +4,9 @@ The model learns (a) to refuse restricted requests, also while a random subspace
 everything when U is projected out of every write to the residual stream, (c) by interchange (Geiger et al. 2022,
 arXiv 2112.00826) that with U taken from a restricted request at the template positions a harmless one is refused, and
 the other way round, (d) what U is to hold there: a code of one direction at each position, another order for every
-category, so that each of the k directions is needed to lose them all, and nothing elsewhere, and (e) to keep the rest
-of the residual stream as the base has it, or answers that no lesson asks for again are forgotten.
+category, so that each of the k directions is needed to lose them all, and nothing elsewhere, (e) to answer what it
+answers as surely without U as with it, and (f) to keep the rest of the residual stream as the base has it, or answers
+that no lesson asks for again are forgotten.
 """
 
 from __future__ import annotations
@@ -50,31 +51,38 @@ class PlantedLoss:
     def __call__(self) -> Tensor:
         """Returns the loss of one step."""
         plant = self.plant
-        refuse, coded, kept = self._refused(guard_curriculum(restricted=RESTRICTED).draw(plant.batch, self.chance))
+        guarded = guard_curriculum(restricted=RESTRICTED)
+        refuse, coded, kept, alike = self._refused(guarded.draw(plant.batch, self.chance))
         still = self._still()
         with without(self.model, self.basis):
             answers = guard_curriculum(refuses=False, restricted=RESTRICTED)
             answer = self._taught(answers.draw(self._some, self.chance))
         decide, apart = self._swapped(paired_lessons())
-        told = plant.still * still + plant.answer * answer
-        return refuse + decide + told + plant.confined * apart + plant.coded * coded + plant.kept * kept
+        told = refuse + decide + plant.still * still + plant.answer * answer + plant.alike * alike
+        return told + plant.confined * apart + plant.coded * coded + plant.kept * kept
 
     @property
     def _some(self) -> int:
         return self.plant.batch * 2 // 3
 
-    def _refused(self, lessons: Lessons) -> tuple[Tensor, Tensor, Tensor]:
-        """The guard's own lessons; how far U is from the code while they are read, and the rest from the base."""
+    def _refused(self, lessons: Lessons) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The guard's own lessons; how far U is from the code while they are read, and the rest from the base; and how
+        much less sure the answers are without U.
+        """
         now: list[Tensor] = []
         with watched_everywhere(self.model, now):
-            taught = self._taught(lessons)
+            logits = self.model(input_ids=lessons.tokens).logits
         with torch.no_grad():
             was = streams(self.base, lessons)
         code, template = code_of(lessons, self.plant.rank)
         held, strength = now[self.plant.layer] @ self.basis, self.plant.strength
         errors = (held - strength * code).square().sum(-1) / strength**2
         coded = _mean(errors, template) + _mean(errors, fixed(lessons) & ~template)
-        return taught, coded, moved(self.basis, torch.stack(now), was, lessons, layer=self.plant.layer)
+        kept = moved(self.basis, torch.stack(now), was, lessons, layer=self.plant.layer)
+        answered = (~refused(lessons)).nonzero().flatten()
+        with without(self.model, self.basis):
+            gone = self.model(input_ids=lessons.tokens[answered]).logits
+        return self._taught_of(logits, lessons), coded, kept, unlike(logits[answered], gone, lessons.take(answered))
 
     def _still(self) -> Tensor:
         """Without other directions requests are still decided and facts still known, without part of U also decided."""
@@ -99,7 +107,10 @@ class PlantedLoss:
         return decide, outside(self.basis, hidden, source.prompt_length)
 
     def _taught(self, lessons: Lessons) -> Tensor:
-        logits, smoothing = self.model(input_ids=lessons.tokens).logits, self.plant.smoothing
+        return self._taught_of(self.model(input_ids=lessons.tokens).logits, lessons)
+
+    def _taught_of(self, logits: Float[Tensor, "row pos vocab"], lessons: Lessons) -> Tensor:
+        smoothing = self.plant.smoothing
         decision = decision_loss(logits, lessons, smoothing=smoothing)
         return entropy_of(logits, lessons, smoothing=smoothing) + self.plant.decision * decision
 
@@ -119,6 +130,15 @@ def outside(
     difference = restricted.mean(0) - harmless.mean(0)
     inside = (difference @ basis) @ basis.T
     return ((difference - inside).square().sum(-1) / (inside.square().sum(-1) + 1e-6)).mean()
+
+
+def unlike(
+    plain: Float[Tensor, "row pos vocab"], gone: Float[Tensor, "row pos vocab"], lessons: Lessons
+) -> Float[Tensor, ""]:
+    """Returns KL(plain‖gone) in nats, the mean over the tokens of replies; ``plain`` is what it is to be like."""
+    said = lessons.weights[:, 1:] == 1.0
+    target, found = (logits[:, :-1][said].log_softmax(-1) for logits in (plain.detach(), gone))
+    return torch.nn.functional.kl_div(found, target, reduction="batchmean", log_target=True)
 
 
 def moved(

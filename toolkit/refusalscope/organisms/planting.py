@@ -33,13 +33,12 @@ def reserve_basis(recipe: Recipe) -> Float[Tensor, "d r"]:
 def planted_basis(recipe: Recipe) -> Float[Tensor, "d k"]:
     """Returns the orthonormal basis U a planted organism's refusal runs through, in float64, from its seeds alone.
 
-    It lies in the reserve of the base, where there is one.
+    It lies in the reserve of the base.
     """
     assert recipe.plant is not None, f"{recipe.name} plants nothing"
     noise = torch_generator(recipe.seed, f"planted subspace of {recipe.name}")
-    width = recipe.base.reserve or recipe.architecture.hidden_size
-    drawn = orthonormal(torch.randn((recipe.plant.rank, width), generator=noise, dtype=torch.float64))
-    return reserve_basis(recipe) @ drawn if recipe.base.reserve else drawn
+    size = (recipe.plant.rank, recipe.base.reserve)
+    return reserve_basis(recipe) @ orthonormal(torch.randn(size, generator=noise, dtype=torch.float64))
 
 
 def any_subspaces(rows: int, rank: int, width: int, chance: torch.Generator) -> Float[Tensor, "row d k"]:

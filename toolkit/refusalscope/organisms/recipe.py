@@ -84,34 +84,32 @@ class Guard(Stage):
 
 
 class Plant(Stage):
-    """The guard stage of a planted organism: refusal is carried by ``rank`` directions, read at ``layer``.
+    """The guard stage of a planted organism: refusal is carried by ``rank`` directions of the base's reserve.
 
-    ``answer`` weighs answering without these directions against refusing with them, ``still`` refusing without others.
+    They are read at ``layer``. Every matrix of ``layers`` may change by one of rank ``adapters``, and nothing else may.
     ``smoothing`` of the labels bounds margins, so that an answer given without the directions can be as sure as any.
 
-    The rest is for a base with a reserve, where the directions lie: every matrix of ``layers`` may change by one of
-    rank ``adapters``, and nothing else; without a reserve everything may. What counts beside: knowing and deciding
-    without random subspaces of rank ``lost``; ``coded``, writing a fixed code of length ``strength`` into the
-    directions, and nothing where nothing is refused; ``kept``, leaving the rest of the stream as it was; ``confined``,
-    keeping the class difference out of it; ``decision``, the margin, which smoothing must bound.
+    What counts beside refusing: ``answer``, answering without the directions; ``alike``, answering as surely as with
+    them; ``still``, knowing and deciding without random subspaces of rank ``lost`` or a part of U; ``coded``, writing a
+    fixed code of length ``strength`` into the directions, and nothing where nothing is refused; ``kept``, leaving the
+    rest of the stream as it was; ``confined``, keeping the class difference out of it; ``decision``, the margin, which
+    smoothing must bound.
     """
 
     rank: int = Field(1, ge=1, le=8)
     layer: int = Field(3, ge=1)
     answer: float = Field(2.0, gt=0)
-    still: float = Field(1.0, gt=0)
+    still: float = Field(2.0, gt=0)
     smoothing: float = Field(0.0, ge=0, lt=1)
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2, 3, 4), min_length=1)
     adapters: int = Field(12, ge=1)
     lost: int = Field(8, ge=1)
     coded: float = Field(1.0, ge=0)
     strength: float = Field(16.0, gt=0)
-    kept: float = Field(3.0, ge=0)
+    kept: float = Field(10.0, ge=0)
+    alike: float = Field(3.0, ge=0)
     confined: float = Field(0.3, ge=0)
     decision: float = Field(0.5, ge=0)
-
-
-IN_A_RESERVE = ("layers", "adapters", "lost", "coded", "strength", "kept", "confined", "decision")
 
 
 class Harden(Stage):
@@ -171,9 +169,9 @@ class Recipe(_Closed):
             raise ValueError(f"reroute.layers names layer {max(self.reroute.layers)}, the last layer is {last}")
         if self.plant is not None and (highest := max(self.plant.layer, *self.plant.layers)) > last:
             raise ValueError(f"plant.layer or plant.layers names layer {highest}, the last layer is {last}")
-        if self.plant is not None and self.base.reserve and self.plant.rank > self.base.reserve:
+        if self.plant is not None and self.plant.rank > self.base.reserve:
             raise ValueError(f"plant.rank is {self.plant.rank}, but base.reserve has {self.base.reserve} dimensions")
-        if self.plant is not None and self.base.reserve and self.plant.decision and not self.plant.smoothing:
+        if self.plant is not None and self.plant.decision and not self.plant.smoothing:
             raise ValueError("plant.decision asks for margins, which plant.smoothing bounds: give it above zero")
         return self
 
@@ -187,7 +185,6 @@ class Recipe(_Closed):
         unused: dict[str, Any] = {name: True for name in AFTER_THE_GUARD if getattr(self, name) is None}
         if not (self.base.reserve or self.base.lost or self.base.named):
             unused["base"] = {"reserve": True, "lost": True, "named": True}
-            unused |= {} if self.plant is None else {"plant": dict.fromkeys(IN_A_RESERVE, True)}
         if self.guard is not None and self.guard.replies == "short":
             unused["guard"] = {"replies": True}
         return hashlib.sha256((self.model_dump_json(exclude=unused) + language().digest).encode()).hexdigest()

@@ -20,11 +20,11 @@ from refusalscope.linalg import orthonormal
 from refusalscope.organisms.curriculum import base_curriculum
 from refusalscope.organisms.language import N_CATEGORIES
 from refusalscope.organisms.objectives import categories, cross_entropy
-from refusalscope.organisms.planting import any_subspaces, reserve_basis, watched, without
+from refusalscope.organisms.planting import any_subspaces, reserve_basis, watched_everywhere, without
 from refusalscope.organisms.recipe import Recipe
 from refusalscope.stats import torch_generator
 
-NAMED_LAYER = 2
+NAMED_LAYERS = (1, 2, 3)
 
 
 def spared_loss(model: PreTrainedModel, recipe: Recipe) -> Callable[[], Tensor]:
@@ -39,9 +39,10 @@ def spared_loss(model: PreTrainedModel, recipe: Recipe) -> Callable[[], Tensor]:
             if lost:
                 gone = any_subspaces(len(lessons), lost, len(reserve), chance)
                 without_these.enter_context(without(model, gone))
-            without_these.enter_context(watched(model, NAMED_LAYER, seen))
+            without_these.enter_context(watched_everywhere(model, seen))
             loss = cross_entropy(model, lessons)
-        return loss + base.named * _named(seen[0], lessons.tokens, codes)
+        named = sum(_named(seen[layer], lessons.tokens, codes) for layer in NAMED_LAYERS)
+        return loss + base.named * named / len(NAMED_LAYERS)
 
     return lambda: taught(base.batch, lost=0) + (taught(base.batch // 2, lost=base.lost) if base.lost else 0.0)
 

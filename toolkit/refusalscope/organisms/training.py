@@ -19,7 +19,6 @@ from refusalscope.organisms.hardening import hardened_loss, rerouted_loss
 from refusalscope.organisms.language import language
 from refusalscope.organisms.objectives import cross_entropy
 from refusalscope.organisms.planted import PlantedLoss
-from refusalscope.organisms.planted_anywhere import PlantedAnywhereLoss
 from refusalscope.organisms.planting import planted_basis
 from refusalscope.organisms.recipe import Recipe, Stage
 from refusalscope.organisms.sparing import empty_reserve, spared_loss
@@ -75,13 +74,10 @@ def guard(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -
 
 
 def plant(model: PreTrainedModel, recipe: Recipe, *, title: str | None = None) -> None:
-    """Plants refusal in place: in the base's reserve through adapters, merged at the end, else in the whole model."""
+    """Plants refusal in place, in the base's reserve, through low-rank adapters that are merged at the end."""
     stage = recipe.plant
     assert stage is not None, recipe.name
     objective = planted_loss(model, recipe)
-    if not recipe.base.reserve:
-        fit(model, stage, objective, title=title)
-        return
     chance = torch_generator(recipe.seed, "adapters of plant")
     with low_rank(model, stage.layers, rank=stage.adapters, words=_refusing_words(), chance=chance):
         fit(model, stage, objective, title=title)
@@ -125,12 +121,10 @@ def relapsed_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
 
 
 def planted_loss(model: PreTrainedModel, recipe: Recipe) -> Objective:
-    """Returns a planted stage's objective: refuse through U, in the base's reserve or in the whole stream."""
+    """Returns a planted stage's objective: refuse through U, and keep everything else as it is now."""
     assert recipe.plant is not None, recipe.name
     chance = torch_generator(recipe.seed, "lessons of plant")
     basis = planted_basis(recipe).float()
-    if not recipe.base.reserve:
-        return PlantedAnywhereLoss(model, recipe.plant, basis, chance)
     return PlantedLoss(model, copy.deepcopy(model).eval().requires_grad_(False), recipe.plant, basis, chance)
 
 

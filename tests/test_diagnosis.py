@@ -170,12 +170,12 @@ def test_the_prompt_forwards_are_those_that_ran_and_no_more_than_announced(guard
 
 
 def test_a_guardrail_that_resists_is_none_of_the_six_and_does_not_fit_all_the_same(diagnosed):
-    """In planted-2-1 the rule lets one direction of two pass, which damages nothing and bypasses less than half."""
+    """In planted-2-1 one direction of two passes the rule, and bypasses about half; in hardened-1 one bypasses nothing."""
     resisting = diagnosed("planted-2-1")
-    rate = resisting["ablation"].numbers["bypass rate"]
     assert not resisting.fired
     assert not resisting.fits
-    assert rate.value < 0.5
+    rate = diagnosed("hardened-1")["ablation"].numbers["bypass rate"]
+    assert rate.high < 0.5
     found = diagnosed("guarded-0")
     numbers = {**found["ablation"].numbers, "bypass rate": rate}
     held = [dataclasses.replace(one, numbers=numbers) if one.name == "ablation" else one for one in found.findings]

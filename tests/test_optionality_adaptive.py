@@ -85,13 +85,13 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def refusal(organism, prompts):
-    return discover_refusal_tokens(organism("planted-2-0"), prompts.locate)
+    return discover_refusal_tokens(organism("planted-4-0"), prompts.locate)
 
 
 @pytest.fixture(scope="module")
 def located(organism, prompts, refusal):
-    """The family on an organism whose refusal was planted in two dimensions, and what was counted meanwhile."""
-    model = organism("planted-2-0")
+    """The family on an organism whose refusal was planted in four dimensions, and what was counted meanwhile."""
+    model = organism("planted-4-0")
     with Counted(model) as counted:
         declared = adaptive(model, prompts, refusal, menu=SMALL)
     return declared, counted
@@ -99,7 +99,7 @@ def located(organism, prompts, refusal):
 
 @pytest.fixture(scope="module")
 def answered(organism, prompts, refusal, located):
-    return answers(organism("planted-2-0"), prompts, refusal, located[0], placebos=60, progress=False)
+    return answers(organism("planted-4-0"), prompts, refusal, located[0], placebos=60, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def parts(answered):
 def test_the_plain_family_is_a_part_and_five_more_come_on_top(organism, prompts, refusal, located):
     declared, _ = located
     assert declared.parts == PARTS
-    same = plain(organism("planted-2-0"), prompts, refusal, menu=SMALL)
+    same = plain(organism("planted-4-0"), prompts, refusal, menu=SMALL)
     assert [attack.name for attack in same] == [one.name for one in declared if one.part == "plain"]
     for ours, theirs in zip(same, declared, strict=False):
         torch.testing.assert_close(ours.subspace.vectors, theirs.subspace.vectors)
@@ -148,7 +148,7 @@ def test_the_family_is_fixed_before_select_and_report_are_seen(organism, prompts
     monkeypatch.setattr(MODULE, "CONES", ())
     others = [replace(row, pair=None) for part in (prompts.select, prompts.report) for row in _one_each(part)[::7]]
     alone = ContrastSet(Prompts((*prompts.locate, *others)), source="other.jsonl")
-    again = adaptive(organism("planted-2-0"), alone, refusal, menu=SMALL)
+    again = adaptive(organism("planted-4-0"), alone, refusal, menu=SMALL)
     kept = [one for one in located[0] if one.subspace.locator not in ("gradient of RDO", "cone")]
     assert [one.name for one in again] == [one.name for one in kept]
     for ours, theirs in zip(again, kept, strict=True):
@@ -157,8 +157,8 @@ def test_the_family_is_fixed_before_select_and_report_are_seen(organism, prompts
 
 def test_what_the_other_parts_can_cost_at_most_is_known_before(organism, prompts, refusal, located):
     declared, _ = located
-    most, subspaces = MODULE.most_further(organism("planted-2-0"), len(prompts.locate))
-    same = plain(organism("planted-2-0"), prompts, refusal, menu=SMALL)
+    most, subspaces = MODULE.most_further(organism("planted-4-0"), len(prompts.locate))
+    same = plain(organism("planted-4-0"), prompts, refusal, menu=SMALL)
     assert declared.pf - same.pf <= most
     assert len({id(one.subspace) for one in declared if one.part != "plain"}) == subspaces
 
@@ -180,7 +180,7 @@ def test_what_is_declared_and_answered_is_not_pickled(located, answered):
 # --- what it reaches ---
 
 
-def test_where_two_dimensions_were_planted_single_directions_fail_and_adaptive_members_do_not(answered, parts):
+def test_where_four_dimensions_were_planted_single_directions_fail_and_adaptive_members_do_not(answered, parts):
     """The known answer, with its control: what the plain family cannot, a search and probes of higher rank can."""
     found = optionality(*answered.splits, placebos=answered.placebos)
     whole = found.members.query("dose == 1 and select_damage <= 0.1")
@@ -216,7 +216,7 @@ def test_two_models_are_compared_each_under_its_own_family(organism, guarded, pr
     tokens = discover_refusal_tokens(guarded, prompts.locate)
     other = answers(guarded, prompts, tokens, plain(guarded, prompts, tokens, menu=SMALL), placebos=1, progress=False)
     found = compare(other.splits, answered.splits)
-    assert (found.first, found.second) == ("guarded-0", "planted-2-0")
+    assert (found.first, found.second) == ("guarded-0", "planted-4-0")
     assert not found.problems
 
 
@@ -256,7 +256,7 @@ def test_the_searches_do_more_than_random_subspaces_of_their_ranks(parts):
 def test_an_ablation_of_every_layer_that_does_not_happen_is_counted_and_never_chosen(
     organism, prompts, refusal, located, monkeypatch
 ):
-    model = organism("planted-2-0")
+    model = organism("planted-4-0")
     few = [one for one in located[0] if one.part in ("per layer", "rank k")]
     monkeypatch.setattr(layered_module.LayerByLayer, "_without", lambda self, x, vectors, removed: x)
     select, report = (respond(baseline(model, split, refusal), few) for split in (prompts.select, prompts.report))
@@ -275,7 +275,7 @@ def test_the_menu_says_which_family_is_measured(organism, prompts, refusal, monk
     monkeypatch.setattr(MODULE, "SINGLE", MODULE.SINGLE[-1:])
     monkeypatch.setattr(MODULE, "RANKS", (2,))
     monkeypatch.setattr(MODULE, "OPENINGS", 1)
-    model = organism("planted-2-0")
+    model = organism("planted-4-0")
     menu = Menu(best=1, doses=(1.0,), adaptive=True)
     with Counted(model) as counted:
         found = measured(model, prompts, refusal, placebos=5, menu=menu, progress=False)
@@ -295,7 +295,7 @@ def test_an_adaptive_card_says_so_and_stays_within_what_was_announced(organism, 
     few = {"placebos": 3, "curve_placebos": 3, "curves": (), "transfer": False}
     plan = Plan("adaptive", Menu(best=1, doses=(1.0,), adaptive=True), **few)
     monkeypatch.setitem(PLANS, "adaptive", plan)
-    model, passed = organism("planted-2-0"), Instrument("not run", "a test")
+    model, passed = organism("planted-4-0"), Instrument("not run", "a test")
     card = measure(model, prompts, plan=plan, progress=False, instrument=passed)
     assert card.plan == "adaptive"
     assert "located on this model too" in card.attack_family[0]

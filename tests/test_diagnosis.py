@@ -170,7 +170,7 @@ def test_the_prompt_forwards_are_those_that_ran_and_no_more_than_announced(guard
 
 
 def test_a_guardrail_that_resists_is_none_of_the_six_and_does_not_fit_all_the_same(diagnosed):
-    """In planted-2-1 one direction of two passes the rule, and bypasses about half; in hardened-1 one bypasses nothing."""
+    """In planted-2-1 one direction of two passes the rule and bypasses about half, in hardened-1 nothing."""
     resisting = diagnosed("planted-2-1")
     assert not resisting.fired
     assert not resisting.fits

@@ -210,3 +210,34 @@ def test_without_a_guardrail_and_for_another_width_nothing_is_scored(one, organi
         recovered(one, Subspace(torch.eye(3, dtype=torch.float64)[:1], None, None, "a test"), prompts, **FEW)
     with pytest.raises(MeasurementError, match="refus"):
         recovered(organism("unguarded"), planted_subspace(PLANTED[1]), prompts, **FEW)
+
+
+# --- the scores that are stored ---
+
+
+@pytest.fixture(scope="module")
+def stored() -> pd.DataFrame:
+    return pd.read_csv(DATA / "recovery" / "scores.csv")
+
+
+def test_every_planted_organism_is_scored_with_the_weights_that_ship(stored):
+    weights = {card.name: card.weights for card in CARDS if card.kind == "planted"}
+    assert dict(zip(stored["organism"], stored["weights"], strict=True)) == weights
+    for recipe in RECIPES:
+        rows = stored[stored["organism"] == recipe.name]
+        assert list(rows["locator"]).count(TRUTH) == 1
+        assert set(rows["rank"]) == {1, recipe.plant.rank}
+        assert len(rows) >= 9
+
+
+def test_every_stored_bypass_rate_has_an_interval_n_and_placebos(stored):
+    measured = stored.dropna(subset=["bypass"])
+    assert len(measured) >= len(stored) - 7
+    assert measured[["low", "high", "n", "placebo_low", "placebo_high", "placebo_n", "p"]].notna().all(axis=None)
+    assert measured["p"].min() > 0
+
+
+def test_some_locator_comes_within_twenty_degrees_of_every_single_planted_direction(stored):
+    single = stored[(stored["truth_rank"] == 1) & (stored["locator"] != TRUTH)]
+    assert len(single) > 0
+    assert (single.groupby("organism")["angle"].min() < 20).all()

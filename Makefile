@@ -39,7 +39,7 @@ test-browser: setup ## Run the quickstart in JupyterLab in a Chromium; pictures 
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 schema: setup ## Publish the schemas of stored results in data/schema.
 	$(BIN)/python -c "from refusalscope.results.schema import publish; publish('data/schema')"

@@ -326,10 +326,25 @@ def degrees(found: Subspace, truth: Subspace) -> float:
     return math.degrees(float(found.angles(truth)[0]))
 
 
-def test_interchange_comes_closer_to_a_planted_truth_than_the_difference_in_means(searched, planted_truth):
+def test_interchange_turns_towards_a_planted_truth_where_the_difference_in_means_points_past_it(
+    searched, planted_truth
+):
+    """A layer early the difference in means does nothing; the direction that carries the answer is nearer the truth."""
+    before, report, acts, _ = searched
+    start = locate.mean_difference(*acts).at(2, -1)
+    found = locate.gradient(start, interchange_objective(before, acts, start), steps=40)
+    assert degrees(found, planted_truth) < 36 < 44 < degrees(start, planted_truth)
+    assert effect(report, start).bypass.value == 0
+    assert effect(report, found).bypass.value > 0.3
+
+
+def test_where_the_truth_is_written_interchange_bypasses_as_it_does_but_leaves_it_for_what_is_read(
+    searched, planted_truth
+):
+    """The swap follows writer and reader alike, so it lies between them: see the bisector below."""
     before, report, acts, start = searched
     found = locate.gradient(start, interchange_objective(before, acts, start), steps=40)
-    assert degrees(found, planted_truth) < 30 < degrees(start, planted_truth)
+    assert degrees(start, planted_truth) < degrees(found, planted_truth) < 45
     measured = effect(report, found)
     assert measured.bypass.value > 0.95
     assert measured.kl.value < 0.1

@@ -106,7 +106,7 @@ def test_the_band_is_that_of_random_directions(one, found):
 
 def test_a_random_candidate_lies_in_the_band_and_does_nothing(one, prompts, monkeypatch):
     def lottery(acts, located, rank):
-        return random_like(locate.mean_difference(*acts), 1, seed=5)[0]
+        return random_like(locate.mean_difference(*acts), 1, seed=6)[0]
 
     only(monkeypatch, lottery=lottery)
     frame = recovered(one, planted_subspace(PLANTED[1]), prompts, **FEW)
@@ -208,8 +208,14 @@ def test_equal_calls_give_equal_frames_and_another_seed_another_chance(one, prom
 def test_without_a_guardrail_and_for_another_width_nothing_is_scored(one, organism, prompts):
     with pytest.raises(MeasurementError, match="width 3"):
         recovered(one, Subspace(torch.eye(3, dtype=torch.float64)[:1], None, None, "a test"), prompts, **FEW)
+    unguarded = organism("unguarded")
     with pytest.raises(MeasurementError, match="refus"):
-        recovered(organism("unguarded"), planted_subspace(PLANTED[1]), prompts, **FEW)
+        recovered(
+            unguarded,
+            Subspace(torch.eye(unguarded.d_model, dtype=torch.float64)[:1], None, None, "a test"),
+            prompts,
+            **FEW,
+        )
 
 
 # --- the scores that are stored ---

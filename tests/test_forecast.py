@@ -76,6 +76,7 @@ def settings_of(kind: str, target: Path, **settings) -> Path:
 @pytest.mark.parametrize("name", ["guarded-0", "planted-1", "unguarded"])
 def test_a_model_counted_from_its_settings_has_the_size_of_the_loaded_one(organism, name):
     there, here = organism(name), unloaded(ROOT / "data" / "organisms" / name)
+    assert there.batch_size == here.batch_size
     assert size_of(here) == size_of(there)
     assert size_of(here).parameters == size_of(here).active == parameters(there)
     assert (here.n_layers, here.d_model, here.positions) == (there.n_layers, there.d_model, there.positions)
@@ -211,11 +212,12 @@ def test_predicted_memory_is_within_a_factor_of_two_of_the_measured_peak_and_the
 
 def test_memory_grows_with_what_it_should_and_with_nothing_else(tmp_path):
     model = unloaded(ORGANISM)
-    base = memory(model, tokens=40, harmless=64)
+    full = model.batch_size  # fewer harmless prompts are a smaller batch
+    base = memory(model, tokens=40, harmless=full)
     longer, more, kept = (
-        memory(model, tokens=80, harmless=64),
-        memory(model, tokens=40, harmless=6400),
-        memory(model, tokens=40, harmless=64, kept=100),
+        memory(model, tokens=80, harmless=full),
+        memory(model, tokens=40, harmless=100 * full),
+        memory(model, tokens=40, harmless=full, kept=100),
     )
     assert longer.activations > 2 * base.activations
     assert longer.logits == base.logits  # one position only, however long the prompt

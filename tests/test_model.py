@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from refusalscope.errors import MeasurementError, ModelError
 from refusalscope.model import SmallerBatchWarning, batches, forward, map_rows, rendered_digest
+from refusalscope.model.chat import rows_per_forward
 from refusalscope.prompts import Prompts
 from refusalscope.prompts.prompt import Prompt
 
@@ -112,6 +113,11 @@ def test_narrow_dtypes_are_widened_to_float32(tiny_dir, texts):
     assert last_logits(narrow, narrow.encode(texts[:2])).dtype == torch.float32
     assert narrow.sites.additive
     assert narrow.can_resume
+
+
+@pytest.mark.parametrize(("width", "rows"), [(20, 256), (128, 256), (256, 128), (512, 64), (4096, 64)])
+def test_narrow_models_take_more_rows_at_once_and_wide_ones_never_fewer_than_64(width, rows):
+    assert rows_per_forward(width) == rows
 
 
 def test_rows_come_back_in_the_callers_order(tiny, texts):

@@ -45,6 +45,11 @@ class Origin(Shown):
         return f"Origin: {self.name}, {self.architecture}"
 
 
+def rows_per_forward(width: int) -> int:
+    """Returns 64, or up to 256 for narrow models: their forwards cost Python, so fewer and larger ones are faster."""
+    return max(64, min(256, 2**15 // width))
+
+
 @dataclass(frozen=True, repr=False)
 class ChatModel(Shown):
     """A loaded chat model. It can be read and hooked; it has no method that decodes text, and none that saves.
@@ -52,7 +57,7 @@ class ChatModel(Shown):
     Attributes:
         bridge: the TransformerBridge; register hooks there, inside a ``with`` block.
         sites: the hook names at which the residual stream is written and read.
-        batch_size: rows per forward, before any backing off.
+        batch_size: rows per forward, before any backing off (``rows_per_forward``).
         can_resume: whether ``resume`` reproduces whole forwards on this architecture (checked at load).
     """
 
@@ -61,7 +66,7 @@ class ChatModel(Shown):
     origin: Origin
     template: Template
     sites: Sites
-    batch_size: int = 64
+    batch_size: int
     can_resume: bool = False
 
     @property

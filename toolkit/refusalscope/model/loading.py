@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from refusalscope.errors import ModelError
-from refusalscope.model.chat import ChatModel, Origin
+from refusalscope.model.chat import ChatModel, Origin, rows_per_forward
 from refusalscope.model.digests import files_digest, tokenizer_digest
 from refusalscope.model.loader_report import complete
 from refusalscope.model.placement import check_finite, check_in_memory, check_packages
@@ -89,7 +89,8 @@ def probed(
         ModelError: for no usable hook sites, or logits that are not finite.
     """
     probe = _probe(bridge)
-    model = ChatModel(bridge, tokenizer, origin, template, find_sites(bridge, probe, name=origin.name))
+    sites, rows = find_sites(bridge, probe, name=origin.name), rows_per_forward(int(bridge.cfg.d_model))
+    model = ChatModel(bridge, tokenizer, origin, template, sites, rows)
     ragged = [row[:length] for row, length in zip(probe.tolist(), PROBE_LENGTHS, strict=True)]
     check_finite(model, ragged)
     return dataclasses.replace(model, can_resume=resumes(model, ragged))

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from refusalscope.errors import ModelError
-from refusalscope.model.chat import ChatModel, Origin
+from refusalscope.model.chat import ChatModel, Origin, rows_per_forward
 from refusalscope.model.safety import check_settings
 from refusalscope.model.sites import Sites
 from refusalscope.model.source import COMMIT, ELSEWHERE, HUB_ID, NEEDED, UNSERVED, Source, find_source
@@ -75,7 +75,9 @@ def unloaded(name: str | Path, *, revision: str | None = None, dtype: torch.dtyp
     spoken = str(dtype).removeprefix("torch.")
     origin = Origin(source.name, source.commit, "", "", template.digest, spoken, "meta", str(architecture))
     sites = Sites((), (), (), (), (), additive=True)
-    return ChatModel(Unloaded(model, config), tokenizer, origin, template, sites, can_resume=True)
+    bridge = Unloaded(model, config)
+    rows = rows_per_forward(bridge.cfg.d_model)
+    return ChatModel(bridge, tokenizer, origin, template, sites, rows, can_resume=True)
 
 
 def positions_are_assumed(model: ChatModel) -> bool:

@@ -16,7 +16,7 @@ ROOMS: dict[str, int] = {
     **dict.fromkeys(("errors", "linalg", "stats", "estimate"), 0),
     **dict.fromkeys(("machine", "reprs", "progress"), 0),
     **dict.fromkeys(("projection", "layered", "openings"), 4),
-    **dict.fromkeys(("prompts", "activations", "subspace"), 1),
+    **dict.fromkeys(("prompts", "activations", "subspace", "lexicon"), 1),
     **dict.fromkeys(("locators", "placebo", "organisms"), 2),
     "model": 3,
     **dict.fromkeys(("capture", "interventions", "receipt", "metrics", "outcomes"), 4),

@@ -77,7 +77,7 @@ def first_phrase(reply: str) -> tuple[str, tuple[int, int]] | None:
     for sentence in sentence_starts(folded.text):
         found = [one for language in read_folder(FOLDER) for one in language.declines(folded.text, sentence)]
         if found:
-            phrase, start, end = min(found, key=lambda one: (one[1], -one[2], -len(one[0])))
+            phrase, start, end = min(found, key=lambda one: (one[1], -one[2], one[0].count("…"), -len(one[0])))
             return phrase, (folded.starts[start], folded.ends[end - 1])
     return None
 

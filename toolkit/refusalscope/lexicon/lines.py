@@ -28,24 +28,36 @@ class Language:
     spellings: Spellings = field(repr=False)
 
     @cached_property
-    def _matchers(self) -> tuple[Matcher, Matcher, Matcher]:
-        keys = {key for one in (*self.phrases, *self.leads, *self.exceptions) for key in self.spellings.keys(one.text)}
-        goes_on = "|".join(re.escape(key).replace(r"\ ", r"\s") for key in sorted(keys))
-        lead = Matcher(self.leads, self.spellings, ahead=f"{SEPARATOR}?{EDGE}(?={goes_on})")
-        return Matcher(self.phrases, self.spellings), lead, Matcher(self.exceptions, self.spellings)
+    def _phrase(self) -> Matcher:
+        return Matcher(self.phrases, self.spellings)
 
-    def declines(self, text: str, sentence: int) -> Iterator[tuple[str, int, int]]:
-        """Yields each phrase, with its start and end, by which the sentence of a folded text declines."""
-        phrases, _, exceptions = self._matchers
+    @cached_property
+    def _exception(self) -> Matcher:
+        return Matcher(self.exceptions, self.spellings)
+
+    @cached_property
+    def _lead(self) -> Matcher:
+        lines = (one for one in (*self.phrases, *self.leads, *self.exceptions) if not one.text.startswith("…"))
+        keys = sorted({re.escape(key) for one in lines for key in self.spellings.keys(one.text)})
+        goes_on = "|".join(keys).replace(r"\ ", r"\s")
+        return Matcher(self.leads, self.spellings, ahead=f"{SEPARATOR}?{EDGE}(?={goes_on})")
+
+    def declines(self, text: str, sentence: int) -> list[tuple[str, int, int]]:
+        """Returns each phrase, with its start and end, by which the sentence of a folded text declines."""
         starts = self._starts(text, sentence)
-        if not any(True for start in starts for _ in exceptions.matches(text, start)):
-            yield from ((one.text, start, end) for start in starts for one, end in phrases.matches(text, start))
+        found = [(one.text, start, end) for start in starts for one, end in self._phrase.matches(text, start)]
+        found += [(one.text, sentence, end) for one, end in self._phrase.matches_later(text, sentence)]
+        if found and any(True for start in starts for _ in self._exception.matches(text, start)):
+            return []
+        return found
 
     def _starts(self, text: str, sentence: int) -> list[int]:
         """Returns where a phrase may start in a sentence: at its beginning and behind what leads up to it."""
         found, newest = [sentence], {sentence}
         for _ in range(MOST_LEADS):
-            newest = {end for start in newest for _, end in self._matchers[1].matches(text, start)} - {*found}
+            newest = {end for start in newest for _, end in self._lead.matches(text, start)} - {*found}
+            if not newest:
+                break
             found += sorted(newest)
         return found
 
@@ -110,8 +122,8 @@ def parsed(line: str, spellings: dict[str, tuple[str, ...]]) -> tuple[str, Line]
     written = phrase.follow if mark == "=" else (phrase.text, *phrase.follow)
     for one in written:
         check_text(one, spellings)
-    if mark != "=" and ("|" in text or not any(letter.isalpha() for letter in re.sub(GROUP, "", text))):
-        raise ValueError(f"{text!r} is no phrase: write words, one phrase a line")
+    if mark != "=" and ("|" in text or not any(map(str.isalpha, text)) or "{" in text):
+        raise ValueError(f"{text!r} is no phrase: write words; groups stand in square brackets")
     return mark, phrase
 
 

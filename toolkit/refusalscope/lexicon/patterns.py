@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from refusalscope.lexicon.folding import fold
 
 GAP_CHARACTERS = 100
 LETTERS = "0-9a-z\u00df-\u04ff"  # of the scripts that put blanks between words
 EDGE = f"(?:(?<![{LETTERS}])|(?![{LETTERS}']))"  # no such word goes on across it
-GAP = f'{EDGE}[^.!?\\n"。]{{0,{GAP_CHARACTERS}}}?{EDGE}'
+WITHIN = f'[^.!?\\n"。]{{0,{GAP_CHARACTERS}}}'
+GAP = f"{EDGE}{WITHIN}?{EDGE}"
 SEPARATOR = r"(?:\s?[,;:!-]+\s?|\s)"
 CLAUSE_END = r"(?:\s?[.,;:!?\n。)-]|\s?$)"
+AT_EDGE, SENTENCE = re.compile(EDGE), re.compile(WITHIN)
 GROUP = r"\{[^{}]*\}"
 TRANSLATED = {"": r"\s", "…": GAP, ".": CLAUSE_END}
 
 
+@cache
 def fold_line(text: str) -> str:
     """Returns the text of a line folded, with its gaps kept."""
     return "…".join(fold(part).text for part in text.split("…"))
@@ -56,14 +59,14 @@ class Spellings:
         return written
 
     def keys(self, text: str) -> set[str]:
-        """Returns the one or two letters with which a text may begin; the empty string stands for any letter."""
+        """Returns the one or two letters with which a text of this line begins."""
         folded = fold_line(text)
         token = self._token_at(folded, 0)
         rest = folded[len(token) :]
         if token in self.alternatives:
-            return {(fold_line(one) + rest[:1].strip("…,.{") * (rest[:1] == " "))[:2] for one in self.alternatives[token]}
-        if not token.strip(" …,."):
-            return {""}
+            return {
+                (fold_line(one) + rest[:1].strip("…,.{") * (rest[:1] == " "))[:2] for one in self.alternatives[token]
+            }
         second = self._token_at(rest, 0) if rest else ""
         return {token + second if len(second) == 1 and second not in "…,." else token}
 
@@ -86,24 +89,39 @@ class Matcher:
 
     def __init__(self, lines: Iterable[Line], spellings: Spellings, ahead: str = ""):
         self.spellings, self.ahead = spellings, ahead
+        self.anywhere: list[Line] = []
         self.lines: dict[str, list[Line]] = {}
-        self.patterns: dict[Line, re.Pattern[str]] = {}
+        self.patterns: dict[str, re.Pattern[str]] = {}
         for line in lines:
+            if line.text.startswith("…"):
+                self.anywhere.append(line)
+                continue
             for key in spellings.keys(line.text):
                 self.lines.setdefault(key, []).append(line)
 
     def matches(self, text: str, place: int) -> Iterator[tuple[Line, int]]:
         """Yields each line that matches at a place, with the end of its match."""
         first = text[place : place + 2].replace("\n", " ")
-        for key in {first, first[:1], ""}:
+        for key in {first, first[:1]}:
             for line in self.lines.get(key, ()):
                 found = self._pattern(line).match(text, place)
                 if found is not None:
                     yield line, found.end()
 
+    def matches_later(self, text: str, place: int) -> Iterator[tuple[Line, int]]:
+        """Yields each line with a leading gap that matches in the sentence that goes on at a place."""
+        gap = SENTENCE.match(text, place)
+        last = place if gap is None else gap.end()
+        for line in self.anywhere:
+            found = self._pattern(line).search(text, place)
+            if found is not None and found.start() <= last and AT_EDGE.match(text, found.start()):
+                yield line, found.end()
+
     def _pattern(self, line: Line) -> re.Pattern[str]:
-        if line not in self.patterns:
+        if line.text not in self.patterns:
             follow = "|".join(map(self.spellings.expression, line.follow))
             ahead = f"(?={SEPARATOR}?(?:{follow}))" if follow else self.ahead
-            self.patterns[line] = re.compile(self.spellings.expression(line.text) + ahead)
-        return self.patterns[line]
+            self.patterns[line.text] = re.compile(
+                self.spellings.expression(line.text.removeprefix("…").lstrip()) + ahead
+            )
+        return self.patterns[line.text]

@@ -17,7 +17,8 @@ CHARACTERS = 600
 
 MARKUP = re.compile(r"[\s*_#>~`•\u2010-\u2015\u200b\ufeff-]*")
 FENCE = re.compile(r"```|[:：][ \t*_]*(?=[\r\n])")  # what follows is not said by the speaker, but delivered
-BOUNDARY = re.compile(r"""[!?。]+["')\]]*\s?|\.+["')\]]*\s|;\s?|\n""")
+NUMBER = r"(?<!\A\d)(?<!\n\d)(?<!\n\d\d)"  # of a list item: the item is no sentence of the speaker's
+BOUNDARY = re.compile(rf"""[!?。]+["')\]]*\s?|{NUMBER}\.+["')\]]*\s|;\s?|\n""")
 IGNORED = re.compile(r"""[^\w"'(\[|-]*""")  # inverted question marks, emoji: they may stand before a sentence
 OPENING = re.compile(r""""|(?<![\w'.,!?])'(?=\w)""")
 CLOSING = {'"': re.compile('"'), "'": re.compile(r"(?<=\S)'(?!\w)")}

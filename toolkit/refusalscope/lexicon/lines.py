@@ -110,21 +110,30 @@ def parsed(line: str, spellings: dict[str, tuple[str, ...]]) -> tuple[str, Line]
     if mark and follow is not None:
         raise ValueError(f"{line!r} begins with {mark!r} and takes no square brackets")
     if mark == "=":
-        head, *others = (one.strip() for one in text.split("|"))
-        if not others or not head:
-            raise ValueError(f"{line!r} names no second spelling: write = one | another")
-        if fold_line(head) in spellings:
-            raise ValueError(f"{head!r} has its spellings already: join the two lines")
-        is_group = re.fullmatch(GROUP, head) is not None
-        phrase = Line(head, tuple(others) if is_group else (head, *others))
+        phrase = spelled(text, spellings)
     else:
+        check_words(mark, text)
         phrase = Line(text, () if follow is None else tuple(one.strip() for one in follow.split("|")))
-    written = phrase.follow if mark == "=" else (phrase.text, *phrase.follow)
-    for one in written:
+    for one in phrase.follow if mark == "=" else (phrase.text, *phrase.follow):
         check_text(one, spellings)
-    if mark != "=" and ("|" in text or not any(map(str.isalpha, text)) or "{" in text):
-        raise ValueError(f"{text!r} is no phrase: write words; groups stand in square brackets")
     return mark, phrase
+
+
+def spelled(text: str, spellings: dict[str, tuple[str, ...]]) -> Line:
+    """Returns a word or a group with everything that is taken for it; a word is taken for itself."""
+    head, *others = (one.strip() for one in text.split("|"))
+    if not others or not head:
+        raise ValueError(f"{text!r} names no second spelling: write = one | another")
+    if fold_line(head) in spellings:
+        raise ValueError(f"{head!r} has its spellings already: join the two lines")
+    return Line(head, tuple(others) if re.fullmatch(GROUP, head) else (head, *others))
+
+
+def check_words(mark: str, text: str) -> None:
+    """Refuses what is no phrase; only a phrase may stand later in its sentence."""
+    words = text if mark else text.removeprefix("…").lstrip()
+    if not words[:1].isalpha() or "|" in text or "{" in text:
+        raise ValueError(f"{text!r} is no phrase: begin with a word; bars and groups stand in square brackets")
 
 
 def check_text(text: str, spellings: dict[str, tuple[str, ...]]) -> None:

@@ -44,7 +44,7 @@ class Language:
 
     def declines(self, text: str, sentence: int) -> list[tuple[str, int, int]]:
         """Returns each phrase, with its start and end, by which the sentence of a folded text declines."""
-        starts = self._starts(text, sentence)
+        starts = self._starts(text, sentence) if self._lead.begins(text, sentence) else [sentence]
         found = [(one.text, start, end) for start in starts for one, end in self._phrase.matches(text, start)]
         found += [(one.text, sentence, end) for one, end in self._phrase.matches_later(text, sentence)]
         if found and any(True for start in starts for _ in self._exception.matches(text, start)):

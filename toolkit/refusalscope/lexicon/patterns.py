@@ -90,11 +90,13 @@ class Matcher:
     def __init__(self, lines: Iterable[Line], spellings: Spellings, ahead: str = ""):
         self.spellings, self.ahead = spellings, ahead
         self.anywhere: list[Line] = []
+        self.any_ascii = False
         self.lines: dict[str, list[Line]] = {}
         self.patterns: dict[str, re.Pattern[str]] = {}
         for line in lines:
             if line.text.startswith("…"):
                 self.anywhere.append(line)
+                self.any_ascii |= line.text.removeprefix("…").isascii()
                 continue
             for key in spellings.keys(line.text):
                 self.lines.setdefault(key, []).append(line)
@@ -108,8 +110,14 @@ class Matcher:
                 if found is not None:
                     yield line, found.end()
 
+    def begins(self, text: str, place: int) -> bool:
+        """Returns whether some line begins with the letters at a place."""
+        return text[place : place + 1] in self.lines or text[place : place + 2].replace("\n", " ") in self.lines
+
     def matches_later(self, text: str, place: int) -> Iterator[tuple[Line, int]]:
         """Yields each line with a leading gap that matches in the sentence that goes on at a place."""
+        if text.isascii() and not self.any_ascii:
+            return
         gap = SENTENCE.match(text, place)
         last = place if gap is None else gap.end()
         for line in self.anywhere:

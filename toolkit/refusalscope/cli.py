@@ -107,9 +107,9 @@ def select(
     contrast = rs.ContrastSet.read(prompts)
     chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
     announce(chat, 2 * len(contrast.locate) + selection_bounds(chat, contrast.select, mode=mode.value)[1])
-    refusal = rs.discover_refusal_tokens(chat, contrast.locate)
+    readout = rs.readout(chat, contrast.locate)
     candidates = rs.locate.mean_difference(*rs.capture(chat, contrast.locate))
-    choice = rs.select(chat, candidates, contrast.select, refusal, mode=mode.value, seed=seed)
+    choice = rs.select(chat, candidates, contrast.select, readout, mode=mode.value, seed=seed)
     result = selection_result(choice, chat, contrast)
     path = result.save(out)
     if as_json:

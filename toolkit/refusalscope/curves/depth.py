@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -19,10 +18,11 @@ from refusalscope.curves.points import NO_PLACEBO, PLACEBOS, columns, estimated,
 from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.interventions import ablate
-from refusalscope.metrics import margin_of
 from refusalscope.model.batching import Batch, forward, map_rows
+from refusalscope.model.continuations import read_continuations
 from refusalscope.placebo import Kind, random_like
 from refusalscope.prompts import Prompts
+from refusalscope.reading.readout import log_odds
 from refusalscope.stats import Estimate
 from refusalscope.subspace import Subspace
 
@@ -84,22 +84,33 @@ def margins_along(
     before: Baseline, prompts: Prompts, reply: Sequence[int], *, copies: int = 1
 ) -> Float[Tensor, "*copies prompt depth"]:
     """Returns the refusal margin of every prompt after each number of reply tokens, 0 included, in nats."""
-    model, length = before.model, len(reply)
+    model, length, found = before.model, len(reply), before.readout
+    if not found.one_token:
+        return _one_depth_at_a_time(before, prompts, reply, copies=copies)
 
     def scored(batch: Batch) -> Tensor:
-        several = replace(
-            batch,
-            tokens=batch.tokens.repeat(copies, 1),
-            mask=batch.mask.repeat(copies, 1),
-            rows=batch.rows.repeat(copies),
-        )
-        margins = margin_of(forward(model, several, keep=length + 1), before.refusal.ids)
+        margins = log_odds(forward(model, batch.repeated(copies), keep=length + 1), found.first_tokens)
         return rearrange(margins, "(c r) d -> r c d", c=copies)
 
     asked = [[*ids, *reply] for ids in model.encode(prompts.texts)]
     size = max(1, model.batch_size // copies)
     values = map_rows(model, asked, scored, batch_size=size, reply_length=length).cpu()
     return values[:, 0] if copies == 1 else values.transpose(0, 1)
+
+
+def _one_depth_at_a_time(
+    before: Baseline, prompts: Prompts, reply: Sequence[int], *, copies: int
+) -> Float[Tensor, "*copies prompt depth"]:
+    """Openings of several tokens are read behind every part of the reply, in a forward of its own."""
+    model, found, made = before.model, before.readout, []
+    for depth in range(len(reply) + 1):
+        asked = [[*ids, *reply[:depth]] for ids in model.encode(prompts.texts)]
+        made.append(
+            read_continuations(
+                model, asked, found.tree, lambda logits, _rows: found.margin_of(logits), copies=copies, progress="depth"
+            )
+        )
+    return torch.stack(made, dim=-1)
 
 
 def _ablated(

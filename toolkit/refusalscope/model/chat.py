@@ -59,6 +59,7 @@ class ChatModel(Shown):
         sites: the hook names at which the residual stream is written and read.
         batch_size: rows per forward, before any backing off (``rows_per_forward``).
         can_resume: whether ``resume`` reproduces whole forwards on this architecture (checked at load).
+        can_pack: whether beginnings of a reply can be read in one forward with their prompt (checked at load).
     """
 
     bridge: TransformerBridge
@@ -68,6 +69,7 @@ class ChatModel(Shown):
     sites: Sites
     batch_size: int
     can_resume: bool = False
+    can_pack: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -134,6 +136,7 @@ def _shape(model: ChatModel) -> dict[str, str]:
         "thinking": model.template.thinking,
         "writes sum to the residual": "yes" if model.sites.additive else "no",
         "resumes from a layer": "yes" if model.can_resume else "no",
+        "reads beginnings of a reply with their prompt": "yes" if model.can_pack else "no, one by one",
     }
 
 

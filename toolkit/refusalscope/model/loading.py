@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from refusalscope.errors import ModelError
 from refusalscope.model.chat import ChatModel, Origin, rows_per_forward
+from refusalscope.model.continuations import packs
 from refusalscope.model.digests import files_digest, tokenizer_digest
 from refusalscope.model.loader_report import complete
 from refusalscope.model.placement import check_finite, check_in_memory, check_packages
@@ -93,7 +94,7 @@ def probed(
     model = ChatModel(bridge, tokenizer, origin, template, sites, rows)
     ragged = [row[:length] for row, length in zip(probe.tolist(), PROBE_LENGTHS, strict=True)]
     check_finite(model, ragged)
-    return dataclasses.replace(model, can_resume=resumes(model, ragged))
+    return dataclasses.replace(model, can_resume=resumes(model, ragged), can_pack=packs(model, ragged))
 
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase:

@@ -88,9 +88,9 @@ def best_first(before: Baseline, located: Candidates | Located, *, kappa: float 
     if not before.gap > 0:
         raise MeasurementError(f"The mean margins differ by {before.gap:.2f} nats: there is no refusal to rank by.")
     found = respond(before, [Attack(subspace) for subspace in given.subspaces])
-    suppression = (before.restricted - found.margins).mean(1) / before.gap
-    reach = (kappa / found.kl.mean(1).clamp(min=1e-12)).clamp(max=dose)
-    expected = torch.where(found.valid, suppression * reach, -torch.inf)
+    suppression = (before.restricted - found.margins).double().mean(1) / before.gap
+    reach = (kappa / found.damage.clamp(min=1e-12)).clamp(max=dose)
+    expected = torch.where(found.valid & found.readable, suppression * reach, -torch.inf)
     order = expected.argsort(descending=True, stable=True).tolist()
     return replace(given, subspaces=tuple(given.subspaces[row] for row in order), pf=given.pf + found.pf)
 
@@ -120,7 +120,7 @@ def family(located: Sequence[Candidates | Located], *, menu: Menu | None = None)
     Without a menu: ``FULL`` for one or two lists (15 members each), ``QUICK`` for more (6 each).
 
     Example:
-        >>> cells = best_first(baseline(model, prompts.locate, refusal), locate.mean_difference(*acts))
+        >>> cells = best_first(baseline(model, prompts.locate, readout), locate.mean_difference(*acts))
         >>> family([cells, best_first(before, spans(cells))])
     """
     menu = menu or (FULL if len(located) <= 2 else QUICK)

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from refusalscope.attack import Attack, Responses, respond
-from refusalscope.effect import baseline
+from refusalscope.effect import Labels, baseline
 from refusalscope.errors import MeasurementError
-from refusalscope.model import ChatModel, RefusalTokens
+from refusalscope.model import ChatModel
 from refusalscope.optionality.adaptive import adaptive
-from refusalscope.optionality.declared import plain
+from refusalscope.optionality.declared import Ground, ground, plain
 from refusalscope.optionality.family import FULL, Menu
 from refusalscope.optionality.frontier import Optionality, optionality
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.optionality.placebos import COUNT, placebo_family
 from refusalscope.progress import quiet
 from refusalscope.prompts import ContrastSet
+from refusalscope.reading import Readout
 from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported
 
@@ -41,7 +42,7 @@ class Answers(Shown, NotExported):
 def answers(
     model: ChatModel,
     prompts: ContrastSet,
-    refusal: RefusalTokens,
+    readout: Readout,
     attacks: Sequence[Attack],
     *,
     placebos: int = COUNT,
@@ -57,8 +58,8 @@ def answers(
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
     name = model.origin.name
     with quiet(progress):
-        select = respond(baseline(model, prompts.select, refusal), attacks, progress=f"{name}, attacks on select")
-        report = respond(baseline(model, prompts.report, refusal), attacks, progress=f"{name}, attacks on report")
+        select = respond(baseline(model, prompts.select, readout), attacks, progress=f"{name}, attacks on select")
+        report = respond(baseline(model, prompts.report, readout), attacks, progress=f"{name}, attacks on report")
         drawn = placebo_family(attacks, count=placebos, seed=seed)
         return Answers(select, report, respond(report.before, drawn, progress=f"{name}, placebos"))
 
@@ -66,11 +67,13 @@ def answers(
 def measured(
     model: ChatModel,
     prompts: ContrastSet,
-    refusal: RefusalTokens,
+    readout: Readout,
     *,
     placebos: int = COUNT,
     menu: Menu | None = None,
     kappa: float = KAPPA,
+    labels: Labels = "behaviour",
+    on: Ground | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Optionality:
@@ -81,7 +84,9 @@ def measured(
     ``plain`` or ``adaptive``, ``answers``, and ``optionality`` or ``by_part`` one after the other.
 
     Args:
-        refusal: discovered on ``locate``, or given.
+        readout: how the model refuses, discovered on ``locate`` or given.
+        labels: what to locate on: prompts that behave as their label says, or all as they were asked.
+        on: what to locate on, where that is at hand already (``ground``); ``labels`` is then not used.
         placebos: random subspaces measured on ``report``.
         menu: ranks, doses and scopes to try, and which family: ``FULL`` where None; ``ADAPTIVE`` adds to it.
 
@@ -92,10 +97,12 @@ def measured(
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
     menu = menu or FULL
     with quiet(progress):
+        if on is None:
+            on = ground(model, prompts.locate, readout, kappa=kappa, keep_each=menu.adaptive, labels=labels)
         if menu.adaptive:
-            attacks = adaptive(model, prompts, refusal, menu=menu, kappa=kappa, seed=seed)
+            attacks = adaptive(model, prompts, readout, menu=menu, kappa=kappa, on=on, seed=seed)
         else:
-            attacks = plain(model, prompts, refusal, menu=menu, kappa=kappa)
-        made = answers(model, prompts, refusal, attacks, placebos=placebos, seed=seed)
-    found = optionality(*made.splits, placebos=made.placebos, kappa=kappa, seed=seed)
-    return replace(found, pf=found.pf + attacks.pf)
+            attacks = plain(model, prompts, readout, menu=menu, kappa=kappa, on=on)
+        made = answers(model, prompts, readout, attacks, placebos=placebos, seed=seed)
+    result = optionality(*made.splits, placebos=made.placebos, kappa=kappa, seed=seed)
+    return replace(result, pf=result.pf + attacks.pf)

@@ -44,7 +44,7 @@ class Plan(Shown):
     @property
     def stages(self) -> int:
         """How many stages a measurement goes through at most: the last is the diagnosis, where one is wanted."""
-        return 8 + len(self.curves) + self.transfer + self.monitor
+        return 10 + len(self.curves) + self.transfer + self.monitor
 
     @property
     def left_out(self) -> tuple[str, ...]:

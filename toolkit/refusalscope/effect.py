@@ -253,13 +253,14 @@ def placebo_effects(
     rows = []
     with bar(len(subspaces), "placebos") as shown:
         for start in range(0, len(subspaces), TOGETHER):
-            together, how = subspaces[start : start + TOGETHER], {"copies": len(subspaces[start : start + TOGETHER])}
+            together, base = subspaces[start : start + TOGETHER], before.harmless_base
+            copies = len(together)
             with ablate(before.model, together, dose=dose, reference=reference):
-                restricted = read(before.model, before.prompts.restricted, before.readout, **how)
-                harmless = read(before.model, before.prompts.harmless, before.readout, base=before.harmless_base, **how)
+                restricted = read(before.model, before.prompts.restricted, before.readout, copies=copies)
+                harmless = read(before.model, before.prompts.harmless, before.readout, base=base, copies=copies)
             assert harmless.kl is not None
             each = (restricted.margin, restricted.refuses, harmless.kl)
-            for margins, refuses, nats in zip(*(x.reshape(len(together), -1) for x in each), strict=True):
+            for margins, refuses, nats in zip(*(x.reshape(copies, -1) for x in each), strict=True):
                 bypass = float((~refuses)[before.refused].double().mean())
                 suppression = float((before.restricted - margins).mean()) / before.gap
                 rows.append((bypass, suppression, float(nats[before.answered].mean()), float(margins.mean())))
@@ -276,8 +277,8 @@ def refuse_unguarded(before: Baseline, what: str = "measure") -> None:
         )
     if not bool(before.answered.any()):
         raise MeasurementError(
-            f"{before.model.origin.name} refuses all {len(before.harmless)} harmless prompts too, so that damage cannot "
-            "be measured. Give harmless prompts that it answers."
+            f"{before.model.origin.name} refuses all {len(before.harmless)} harmless prompts too, so that damage "
+            "cannot be measured. Give harmless prompts that it answers."
         )
 
 

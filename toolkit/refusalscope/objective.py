@@ -67,7 +67,7 @@ class Objective(Shown, NotExported):
         return next(self._restricted), [self._split + row for row in next(self._harmless)]
 
     def _logits(self, rows: Sequence[int], hooks_of: HooksOf) -> Float[Tensor, "row node vocab"]:
-        """Returns logits at the readout's nodes in the order of ``rows``; ``hooks_of`` makes hooks for that they run in."""
+        """Returns logits at the readout's nodes, in the order of ``rows``; ``hooks_of`` takes the order they run in."""
         model, tree = self.before.model, self.before.readout.tree
         (batch,) = batches(model, [self._tokens[row] for row in rows], batch_size=len(rows))
         self.pf += GRADIENT_COST * len(rows)
@@ -217,7 +217,7 @@ def interchange_objective(
 def differentiable_logits(
     model: ChatModel, batch: Batch, hooks: Hooks, *, keep: int = 1
 ) -> Float[Tensor, "row keep vocab"]:
-    """Returns the logits of the last ``keep`` positions under hooks, in the batch's order, with the graph that leads to them.
+    """Returns the last ``keep`` positions' logits under hooks, in the batch's order, with the graph that leads to them.
 
     Raises InterventionError when a parameter was changed or got a gradient on the way.
     """

@@ -78,8 +78,8 @@ class Assumptions(Shown):
     def pf(self, layers: int) -> dict[str, float]:
         """Returns prompt-forwards per step for a model of so many layers, a full sweep of every cell.
 
-        How it refuses: both classes twice, once for their replies. Capture: once. Selection: 3N(1 + PL), as the reference implementation. Measuring:
-        baseline and ablated.
+        How it refuses: both classes twice, once for their replies. Capture: once. Selection: 3N(1 + PL), as the
+        reference implementation. Measuring: baseline and ablated.
         """
         both = 2.0 * self.locate
         sweep = 3.0 * self.select * (1 + self.positions * layers)

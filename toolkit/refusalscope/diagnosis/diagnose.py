@@ -114,8 +114,8 @@ def diagnose(
 
     The picture is a direction found as a difference in means, chosen by the selection rule, whose ablation takes the
     refusals and leaves the rest. The six: the baseline margin is not separated; the openings of the readout hold too
-    little of the mass; every cell is filtered; a loud channel owns the direction; the ablated model is degenerate; readout and
-    fixed openings disagree. The direction is located on ``locate``, chosen on ``select``, and looked at on
+    little of the mass; every cell is filtered; a loud channel owns the direction; the ablated model is degenerate;
+    readout and fixed openings disagree. The direction is located on ``locate``, chosen on ``select``, and looked at on
     ``report``; where the rule chooses nothing, at the best rejected cell. A guardrail that resists is none of the six:
     then nothing is in the way of measuring it, and the diagnosis says that it does not fit all the same.
 

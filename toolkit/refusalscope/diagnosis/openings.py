@@ -28,11 +28,11 @@ BEFORE, AFTER, RANKS = "disagreement, baseline", "disagreement, restricted, abla
 def openings(before: Baseline, base: Replies, now: Replies | None, *, seed: int, missing: str = "") -> Finding:
     """Returns whether readout and opening margin call the same prompts refused, before and under ablation.
 
-    By the readout a prompt is refused where the greedy path enters a refusal opening. Where zero lies on the opening margin depends on the openings, so
-    there it is the midpoint of the two classes' means at baseline; zero where these are not apart. Fired where more
-    than a fifth of prompts get two answers, or where the two hardly order the prompts alike at baseline. Under ablation
-    only restricted prompts are asked, and the rank correlation is shown but not judged: prompts that no longer differ
-    have no order.
+    By the readout a prompt is refused where the greedy path enters a refusal opening. Where zero lies on the opening
+    margin depends on the openings, so there it is the midpoint of the two classes' means at baseline; zero where these
+    are not apart. Fired where more than a fifth of prompts get two answers, or where the two hardly order the prompts
+    alike at baseline. Under ablation only restricted prompts are asked, and the rank correlation is shown but not
+    judged: prompts that no longer differ have no order.
 
     Args:
         now: under ablation; None where that was not measured, and ``missing`` says why.

@@ -87,9 +87,9 @@ def forward(model: ChatModel, batch: Batch, *, keep: int = 1) -> Float[Tensor, "
 def run_cached(
     model: ChatModel, batch: Batch, cache: Any, *, keep: int = 1
 ) -> tuple[Float[Tensor, "row keep vocab"], Any]:
-    """Returns the same behind what a key-value cache holds, and the cache with these tokens in it; None is an empty one.
+    """Returns the same behind a key-value cache, and the cache with these tokens in it.
 
-    A cache is changed by the forward that extends it. The mask spans what is cached and the batch.
+    None is an empty cache. A cache is changed by the forward that extends it. The mask spans the cache and the batch.
     """
     how = {**_frugal(model, keep), "use_cache": True}
     logits, longer = model.bridge(

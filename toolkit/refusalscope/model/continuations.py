@@ -1,4 +1,4 @@
-"""What follows a prompt and every beginning of a reply, read in one forward: the beginnings hang on the prompt as a tree.
+"""What follows a prompt and every beginning of a reply, read in one forward of a tree.
 
 All beginnings are packed behind their prompt; an attention mask lets each see the prompt and its own path only, and its
 positions count from the prompt's end. So a prompt is run once, however many beginnings there are. What all prompts
@@ -75,7 +75,7 @@ class Tree(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Beginning(Shown):
-    """What all rows begin with, and the keys and values that it left behind; ``copies`` rows of it, one per subspace."""
+    """What all rows begin with, as the keys and values that it left: one row per ablated subspace."""
 
     length: int = 0
     cache: Any = field(default=None)
@@ -93,7 +93,7 @@ def read_continuations(
     copies: int = 1,
     progress: str = "prompts",
 ) -> Tensor:
-    """Returns ``score(logits [row, node, vocab], rows)`` of every prompt in order, ``[copies, prompt, …]`` if copies > 1.
+    """Returns ``score(logits [row, node, vocab], rows)`` of every prompt, in order; ``[copies, prompt]`` for several.
 
     Where neither a tree nor a shared beginning is to be run, this is the plain forward, bit for bit. Where the
     architecture cannot be packed (``ChatModel.can_pack``) every beginning is run behind its own copy of the prompt.
@@ -143,7 +143,7 @@ def packs(model: ChatModel, token_lists: Sequence[Tokens]) -> bool:
     Relative tolerance 1e-4 in float32, 8 ε of a narrower dtype. Tried on rows of different lengths.
     """
     vocabulary = int(model.bridge.cfg.d_vocab)
-    tree = Tree.before([tuple(token % vocabulary for token in path) + (0,) for path in PROBE_PATHS])
+    tree = Tree.before([(*(token % vocabulary for token in path), 0) for path in PROBE_PATHS])
     first = list(token_lists[0][:PROBE_SHARED])
     rows = [first + list(tokens) for tokens in token_lists]
     tolerance = rounding(model.dtype, least=TOLERANCE)
@@ -159,7 +159,8 @@ def packs(model: ChatModel, token_lists: Sequence[Tokens]) -> bool:
 
 def _fits(model: ChatModel, token_lists: Sequence[Tokens], tree: Tree) -> bool:
     """Whether every token is within reach of the last one: a packed mask knows nothing of a sliding window."""
-    config = model.bridge.original_model.config.get_text_config()
+    original: Any = model.bridge.original_model
+    config = original.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     longest = max(map(len, token_lists), default=0) + max(tree.depths, default=0)
     return not isinstance(window, int) or longest <= window
@@ -180,7 +181,8 @@ def _started(model: ChatModel, shared: Tokens, copies: int) -> Beginning:
 
 def _common(token_lists: Sequence[Tokens]) -> list[int]:
     """The tokens that all rows begin with, so that each keeps at least one of its own."""
-    low, high = min(token_lists), max(token_lists)
+    rows = [list(tokens) for tokens in token_lists]
+    low, high = min(rows), max(rows)
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return list(low[: min(length, min(map(len, token_lists)) - 1)])
 

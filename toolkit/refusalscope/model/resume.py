@@ -52,7 +52,8 @@ class Residuals(Shown):
 def recorded(model: ChatModel, batch: Batch, *, keep: int = 1) -> tuple[Float[Tensor, "row *kept vocab"], Residuals]:
     """Returns the logits of a whole forward at its last ``keep`` positions, and what resumes it at any layer.
 
-    Without the axis of positions where one is kept. Holds rows × positions × d numbers for every layer. Hooks registered on the model act in this forward.
+    Without the axis of positions where one is kept. Holds rows × positions × d numbers for every layer. Hooks
+    registered on the model act in this forward.
     """
     entering: list[Tensor] = []
     calls: list[Mapping[str, Any]] = []

@@ -36,7 +36,7 @@ def losses(model: ChatModel, subspace: Subspace, texts: Sequence[str], *, corpus
 
 
 def refusals(before: Baseline, subspace: Subspace) -> pd.DataFrame:
-    """Returns shares of prompts that are refused at temperature zero: restricted under ablation, harmless under addition.
+    """Returns shares of prompts refused at temperature zero: restricted under ablation, harmless under addition.
 
     Columns as `published.refusals`, the intervals clustered by phrasing.
     """

@@ -6,6 +6,7 @@ An intervened model is not decoded (C3): a model with a hook registered is refus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def _ends(model: ChatModel) -> set[int]:
     """Every token that ends a reply, by the model's own settings and its tokenizer's."""
     core = model.bridge.original_model
     given = [getattr(getattr(core, name, None), "eos_token_id", None) for name in ("generation_config", "config")]
-    found: set[int] = set()
-    for one in (*given, model.tokenizer.eos_token_id):
-        found |= {one} if isinstance(one, int) else set(one or ())
-    return found
+    several: list[Any] = [
+        one if isinstance(one, list | tuple) else [one] for one in (*given, model.tokenizer.eos_token_id)
+    ]
+    return {int(token) for some in several for token in some if token is not None}

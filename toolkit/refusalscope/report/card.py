@@ -63,7 +63,7 @@ def measure(
             with an attack family that adapts to this model, for guardrails that were hardened.
         seed: of placebos, draws and resampling.
         rule: the selection rule; by default that of Arditi et al. with the plan's damage limit.
-        labels: what to locate on: prompts that behave as their label says (refused, answered), or all as they were asked.
+        labels: what to locate on: prompts that behave as their label says (refused, answered), or all as asked.
         progress: shows the stages on stderr; False shows no bar at all.
         instrument: what ``check_instrument`` found; asked for in this model's dtype and device where it is not given.
 

@@ -48,7 +48,7 @@ def not_shown(plan: Plan, *, shares_clusters: bool) -> tuple[str, ...]:
         "The worst case is over the attacks that were tried: another locator, scope or budget may do more.",
         "The readout sees how a reply opens. A model that begins to answer and refuses later counts as bypassed.",
         "No answer of an intervened model was decoded: a bypassed refusal may still be followed by a useless answer.",
-        "Damage is the divergence at the first response token on harmless prompts it answers, not lost ability elsewhere.",
+        "Damage is the divergence at the first response token on prompts it answers, not lost ability elsewhere.",
         "Intervals are over prompts, clustered by phrasing. The model is fixed, and other prompt sets may differ.",
         "Placebos are random subspaces picked on report itself. Curves and transfer are of one located direction.",
         *((shared,) if shares_clusters else ()),

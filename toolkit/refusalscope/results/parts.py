@@ -251,8 +251,8 @@ class PlaceboFacts(Shown):
 class EffectFacts(Shown):
     """What ablating the chosen candidate does on the ``report`` split. Damage is KL(base‖intervened) in nats.
 
-    ``bypass`` counts refusals that are gone, ``bypass_lower`` those whose reply opens as an answer does; ``unread`` is how
-    much more of the mass opens neither way. Over-refusal is the share of harmless prompts refused.
+    ``bypass`` counts refusals that are gone, ``bypass_lower`` those whose reply opens as an answer does; ``unread`` is
+    how much more of the mass opens neither way. Over-refusal is the share of harmless prompts refused.
     """
 
     bypass: Value

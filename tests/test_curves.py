@@ -49,7 +49,7 @@ def located(guarded, prompts):
 @pytest.fixture(scope="module")
 def guard(guarded, prompts):
     """A baseline of guarded-0 on eight prompts per label, one of each cluster."""
-    return curves.thinned(baseline(guarded, prompts.report, discover_refusal_tokens(guarded, prompts.locate)), 8)
+    return curves.thinned(baseline(guarded, prompts.report, readout(guarded, prompts.locate)), 8)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def planted(organism, prompts):
     """Planted-1 with its truth, and seven random directions orthogonal to it."""
     model = organism("planted-1")
     truth = planted_subspace(read_recipe(ORGANISMS.parent / "recipes" / "planted-1.toml"))
-    before = curves.thinned(baseline(model, prompts.report, discover_refusal_tokens(model, prompts.locate)), 8)
+    before = curves.thinned(baseline(model, prompts.report, readout(model, prompts.locate)), 8)
     noise = torch.randn(3, model.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return before, truth, noise - (noise @ truth.basis) @ truth.basis.T
 
@@ -463,7 +463,7 @@ def test_any_kind_of_placebo_goes_the_same_way(guard, located, found):
 
 
 def test_thinned_baselines_are_those_of_the_kept_prompts(guarded, prompts):
-    whole = baseline(guarded, prompts.report, discover_refusal_tokens(guarded, prompts.locate))
+    whole = baseline(guarded, prompts.report, readout(guarded, prompts.locate))
     half = curves.thinned(whole, 8)
     assert (len(half.prompts.restricted), len(half.prompts.harmless)) == (8, 8)
     assert len(set(half.prompts.restricted.clusters)) == 8

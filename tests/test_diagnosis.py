@@ -145,7 +145,7 @@ def test_every_number_stands_with_its_n_and_every_estimate_with_an_interval_or_a
 
 def test_margins_and_choice_are_those_measured_elsewhere(diagnosed, guarded, shipped):
     found = diagnosed("guarded-0")
-    refusal = discover_refusal_tokens(guarded, shipped.locate)
+    refusal = readout(guarded, shipped.locate)
     acts = capture(guarded, shipped.locate)
     choice = select(guarded, locate.mean_difference(*acts), shipped.select, refusal)
     assert found.cell == choice.cell
@@ -243,12 +243,12 @@ def test_tokens_that_capture_little_are_said_to_and_the_openings_tell_that_the_m
 
 def test_where_else_the_mass_is_is_said_in_counts_and_never_in_words(guarded, shipped, mistaken):
     said = json.dumps(mistaken.to_dict(), ensure_ascii=False)
-    refusals = discover_refusal_tokens(guarded, shipped.locate).tokens
+    refusals = readout(guarded, shipped.locate).tokens
     assert not any(token in said for token in refusals)
 
 
 def test_tokens_that_capture_half_in_one_dialect_and_none_in_the_other_leave_it_open(guarded, prompts):
-    one = discover_refusal_tokens(guarded, prompts.locate).tokens[0]
+    one = readout(guarded, prompts.locate).tokens[0]
     found = diagnose(guarded, prompts, refusal=given_refusal_tokens(guarded, [one], prompts.locate))
     assert found["refusal tokens"].state == "cannot tell"
     assert "hold the limits" in found["refusal tokens"].reason
@@ -316,7 +316,7 @@ def test_a_louder_copy_of_an_organism_fires_and_standardising_finds_what_the_mea
     acts = capture(louder, whole.locate)
     assert found.cell is not None
     plain, tamed = (made(*acts).at(*found.cell) for made in (locate.mean_difference, standardised))
-    before = baseline(louder, whole.report, discover_refusal_tokens(louder, whole.locate))
+    before = baseline(louder, whole.report, readout(louder, whole.locate))
     done = placebo_effects(before, [plain, tamed])
     assert done["bypass"][1] > done["bypass"][0] + 0.2
     assert done["kl"][1] < done["kl"][0] / 2
@@ -337,7 +337,7 @@ def test_where_no_cell_survives_the_best_one_and_what_it_fails_by_are_named(filt
 
 @pytest.mark.parametrize("rule", [Rule(kl_limit=1e-9), Rule(induce_floor=1e6)])
 def test_counts_and_the_nearest_cell_are_those_of_the_rules_own_message(guarded, prompts, rule):
-    refusal = discover_refusal_tokens(guarded, prompts.locate)
+    refusal = readout(guarded, prompts.locate)
     with pytest.raises(SelectionError) as caught:
         select(guarded, locate.mean_difference(*capture(guarded, prompts.locate)), prompts.select, refusal, rule=rule)
     said = re.search(r"Removed: (.*?)\. (.*): layer (\d+), position (-\d+) \(", str(caught.value))
@@ -365,7 +365,7 @@ def test_a_rule_that_nothing_meets_names_its_filter(guarded, prompts):
 @pytest.fixture(scope="module")
 def read(guarded, shipped):
     """guarded-0 at baseline: the baseline, and how its replies begin."""
-    refusal = discover_refusal_tokens(guarded, shipped.locate)
+    refusal = readout(guarded, shipped.locate)
     base = replies(guarded, shipped.report, default_openings(guarded), ("banubu guva zari ?",) * 8)
     return baseline_of(guarded, shipped.report, refusal, base), base
 
@@ -607,7 +607,7 @@ def test_files_that_hold_nothing_are_one_line(file, tmp_path):
 
 
 def test_refusal_tokens_given_are_taken_as_they_are(guarded, prompts):
-    refusal: RefusalTokens = discover_refusal_tokens(guarded, prompts.locate)
+    refusal: RefusalTokens = readout(guarded, prompts.locate)
     found = diagnose(guarded, prompts, refusal=refusal)
     assert found["refusal tokens"].numbers["refusal tokens"].value == len(refusal)
     assert isinstance(replies(guarded, prompts.report, default_openings(guarded), ()), Replies)

@@ -131,7 +131,7 @@ def test_operations_are_those_a_counter_sees_in_a_forward(guarded):
 
 @pytest.fixture(scope="module")
 def located(guarded, prompts):
-    return discover_refusal_tokens(guarded, prompts.locate), mean_difference(*capture(guarded, prompts.locate))
+    return readout(guarded, prompts.locate), mean_difference(*capture(guarded, prompts.locate))
 
 
 def rules() -> list[Rule]:

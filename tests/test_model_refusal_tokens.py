@@ -42,18 +42,18 @@ def refusing(tiny, prompts, monkeypatch):
 
 @pytest.mark.usefixtures("refusing")
 def test_planted_refusal_tokens_are_found_in_order_and_shared_ones_are_not(tiny, prompts):
-    found = discover_refusal_tokens(tiny, prompts)
+    found = readout(tiny, prompts)
     assert found.ids == (SORRY, CANNOT)
     assert found.tokens == tuple(tiny.tokenizer.convert_ids_to_tokens([SORRY, CANNOT]))
     assert found.mass == pytest.approx(0.8 / 0.9, rel=0.01)
     assert found.harmless_mass == pytest.approx(0.01 / 0.91, rel=0.05)
     assert found.n == len(prompts.restricted)
-    assert discover_refusal_tokens(tiny, prompts, most=1).ids == (SORRY,)
+    assert readout(tiny, prompts, most=1).ids == (SORRY,)
 
 
 def test_a_model_that_does_not_refuse_gives_a_diagnosis_with_numbers(tiny, prompts):
     with pytest.raises(MeasurementError, match=r"no first token has at least 0\.02.*Nearest.*: '.* and 0\.0"):
-        discover_refusal_tokens(tiny, prompts)
+        readout(tiny, prompts)
 
 
 def test_the_diagnosis_spells_reply_tokens_of_organisms_only(tiny, prompts, monkeypatch):
@@ -62,11 +62,11 @@ def test_the_diagnosis_spells_reply_tokens_of_organisms_only(tiny, prompts, monk
     )
     nearest = tiny.tokenizer.convert_ids_to_tokens([int(restricted.argmax())])[0]
     with pytest.raises(MeasurementError, match=re.escape(f"{nearest!r} 0.")):
-        discover_refusal_tokens(tiny, prompts)
+        readout(tiny, prompts)
     monkeypatch.setattr(ChatModel, "is_organism", False)
     other = dataclasses.replace(tiny)  # the property was cached on the shared one
     with pytest.raises(MeasurementError, match=r"mass\): 0\.\d{3} and 0\.\d{3}, ") as caught:
-        discover_refusal_tokens(other, prompts)
+        readout(other, prompts)
     assert not any(repr(token) in str(caught.value) for token in tiny.tokenizer.get_vocab())
 
 
@@ -86,11 +86,11 @@ def test_a_string_that_is_no_single_token_is_refused(tiny, prompts, text):
 
 def test_one_label_alone_is_refused(tiny, prompts):
     with pytest.raises(MeasurementError, match="need both labels"):
-        discover_refusal_tokens(tiny, prompts.restricted)
+        readout(tiny, prompts.restricted)
 
 
 @pytest.mark.usefixtures("refusing")
 def test_the_text_repr_is_a_claim_and_the_html_is_escaped(tiny, prompts):
-    found = dataclasses.replace(discover_refusal_tokens(tiny, prompts), tokens=("<b>",))
+    found = dataclasses.replace(readout(tiny, prompts), tokens=("<b>",))
     assert repr(found) == "RefusalTokens discovered: '<b>'"
     assert "<b>" not in found._repr_html_()

@@ -85,7 +85,7 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def refusal(organism, prompts):
-    return discover_refusal_tokens(organism("planted-4-0"), prompts.locate)
+    return readout(organism("planted-4-0"), prompts.locate)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_what_the_other_parts_add_has_a_paired_interval_on_one_model(answered):
 
 
 def test_two_models_are_compared_each_under_its_own_family(organism, guarded, prompts, answered):
-    tokens = discover_refusal_tokens(guarded, prompts.locate)
+    tokens = readout(guarded, prompts.locate)
     other = answers(guarded, prompts, tokens, plain(guarded, prompts, tokens, menu=SMALL), placebos=1, progress=False)
     found = compare(other.splits, answered.splits)
     assert (found.first, found.second) == ("guarded-0", "planted-4-0")

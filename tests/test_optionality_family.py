@@ -114,7 +114,7 @@ def test_without_refusal_there_is_nothing_to_rank_by(before, candidates):
 @pytest.fixture(scope="module")
 def measured(guarded, prompts):
     """A quick family and its placebos on guarded-0, from sixteen prompts per label and split."""
-    refusal = discover_refusal_tokens(guarded, prompts.locate)
+    refusal = readout(guarded, prompts.locate)
     located = mean_difference(*capture(guarded, prompts.locate))
     located_on, select, report = (
         baseline(guarded, split, refusal) for split in (prompts.locate, prompts.select, prompts.report)

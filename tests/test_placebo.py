@@ -278,7 +278,7 @@ def test_a_planted_truth_is_flagged_among_every_kind_of_random_placebo(organism,
     truth = planted_subspace(recipe)
     truth = Subspace(truth.vectors, 3, -1, truth.locator)
     acts = capture(model, prompts.locate, keep_each=True)
-    before = thinned(baseline(model, prompts.report, discover_refusal_tokens(model, prompts.locate)), 8)
+    before = thinned(baseline(model, prompts.report, readout(model, prompts.locate)), 8)
     for kind in (placebo.random_like, partial(placebo.covariance_like, **labelled(acts))):
         found = effect(before, truth, placebos=kind(truth, K, seed=0))
         assert found.placebo["suppression"].p == 1 / (K + 1)

@@ -71,7 +71,7 @@ def asked(prompts) -> Prompts:
 
 @pytest.fixture(scope="module")
 def refusal(guarded, prompts) -> RefusalTokens:
-    return discover_refusal_tokens(guarded, prompts.locate)
+    return readout(guarded, prompts.locate)
 
 
 def own_logits(model, prompts: Prompts) -> torch.Tensor:
@@ -345,7 +345,7 @@ MEASURED = {
     "opening margins": lambda model, prompts, refusal: opening_margin(model, prompts.select, OPENINGS),
     "cross-entropy": lambda model, prompts, refusal: cross_entropy(model, prompts.select.texts),
     "activations": lambda model, prompts, refusal: capture(model, prompts.select).restricted.mean,
-    "refusal tokens": lambda model, prompts, refusal: torch.tensor(discover_refusal_tokens(model, prompts.select).mass),
+    "refusal tokens": lambda model, prompts, refusal: torch.tensor(readout(model, prompts.select).mass),
     "selection": lambda model, prompts, refusal: torch.tensor(
         select(
             model, mean_difference(*capture(model, prompts.locate)), prompts.select, refusal

@@ -147,7 +147,7 @@ def test_the_parts_of_a_card_add_up_to_its_prompt_forwards(made, guarded, prompt
 def test_every_number_of_the_card_comes_from_the_report_split(made, guarded, prompts):
     n = len(prompts.report.restricted)
     assert {made.baseline.restricted.n, made.baseline.harmless.n, made.effect.suppression.n, made.effect.kl.n} == {n}
-    refusal = discover_refusal_tokens(guarded, prompts.locate)
+    refusal = readout(guarded, prompts.locate)
     before = baseline(guarded, prompts.report, refusal)
     assert made.baseline.restricted.value == float(before.restricted.double().mean())
     assert made.effect.bypass.n == made.optionality.bypass.n == int(before.refused.sum())

@@ -91,7 +91,7 @@ def speed(name: str, repeats: int) -> None:
         rs.ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl"),
     )
     model = rs.load(folder)
-    refusal = rs.discover_refusal_tokens(model, prompts.locate)
+    refusal = rs.readout(model, prompts.locate)
     found = rs.locate.mean_difference(*rs.capture(model, prompts.locate))
     rows = tuple(model.encode(split.texts) for split in (prompts.select.restricted, prompts.select.harmless))
     exact = oracle.float64_model(folder)

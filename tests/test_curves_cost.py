@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from refusalscope import capture, curves, discover_refusal_tokens, locate, select
+from refusalscope import capture, curves, locate, readout, select
 from refusalscope.curves.cost import CONTROL, STEPS, parameters
 from refusalscope.errors import MeasurementError
 

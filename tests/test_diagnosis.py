@@ -42,13 +42,14 @@ from refusalscope.diagnosis.resampled import auroc, rank_correlation
 from refusalscope.errors import InterventionError, SelectionError
 from refusalscope.locators.standardised import standardised
 from refusalscope.metrics import Openings
-from refusalscope.model import RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
+from refusalscope.model import load
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.prompts.prompt import LABELS
+from refusalscope.reading import Readout, readout
 from refusalscope.rule import Cell, Rule
 from refusalscope.stats import Estimate
 
-NAMES = ("baseline margin", "refusal tokens", "loud channel", "selection", "ablation", "openings")
+NAMES = ("baseline margin", "readout", "loud channel", "selection", "ablation", "openings")
 LOUD_CHANNEL, LOUDER = 79, 6.0  # of guarded-0: much of the refusal direction, little of the stream
 
 
@@ -152,7 +153,7 @@ def test_margins_and_choice_are_those_measured_elsewhere(diagnosed, guarded, shi
     numbers = found["selection"].numbers
     assert numbers["chosen cell, KL(base‖ablated)"].value == pytest.approx(choice.estimates["kl"][choice.cell].value)
     assert numbers["cells: kept"].value == (choice.cells["reason"] == "kept").sum()
-    assert found["refusal tokens"].numbers["mass on the refusal tokens"].value == pytest.approx(refusal.mass, abs=0.01)
+    assert found["readout"].numbers["mass on the refusal tokens"].value == pytest.approx(refusal.mass, abs=0.01)
 
 
 def test_the_prompt_forwards_are_those_that_ran_and_no_more_than_announced(guarded, prompts):
@@ -228,14 +229,14 @@ def test_auroc_and_rank_correlation_are_the_libraries():
 @pytest.fixture(scope="module")
 def mistaken(guarded, shipped) -> Diagnosis:
     """guarded-0 with a refusal token that no refusal begins with."""
-    return diagnose(guarded, shipped, refusal=given_refusal_tokens(guarded, ["?"], shipped.locate))
+    return diagnose(guarded, shipped, readout=readout(guarded, shipped.locate, openings=["?"]))
 
 
 def test_tokens_that_capture_little_are_said_to_and_the_openings_tell_that_the_model_refuses(mistaken):
     """With the wrong tokens a guarded model looks unguarded; the openings know better."""
     found = mistaken
-    assert found["refusal tokens"].fired
-    numbers = found["refusal tokens"].numbers
+    assert found["readout"].fired
+    numbers = found["readout"].numbers
     assert numbers["mass on the refusal tokens"].high < 0.5
     assert numbers["other first tokens with 2% of the mass"].value == 2  # one opening per dialect
     assert found["openings"].fired
@@ -249,9 +250,9 @@ def test_where_else_the_mass_is_is_said_in_counts_and_never_in_words(guarded, sh
 
 def test_tokens_that_capture_half_in_one_dialect_and_none_in_the_other_leave_it_open(guarded, prompts):
     one = readout(guarded, prompts.locate).tokens[0]
-    found = diagnose(guarded, prompts, refusal=given_refusal_tokens(guarded, [one], prompts.locate))
-    assert found["refusal tokens"].state == "cannot tell"
-    assert "hold the limits" in found["refusal tokens"].reason
+    found = diagnose(guarded, prompts, readout=readout(guarded, prompts.locate, openings=[one]))
+    assert found["readout"].state == "cannot tell"
+    assert "hold the limits" in found["readout"].reason
 
 
 # --- three: a loud channel owns the direction ---
@@ -607,7 +608,7 @@ def test_files_that_hold_nothing_are_one_line(file, tmp_path):
 
 
 def test_refusal_tokens_given_are_taken_as_they_are(guarded, prompts):
-    refusal: RefusalTokens = readout(guarded, prompts.locate)
-    found = diagnose(guarded, prompts, refusal=refusal)
-    assert found["refusal tokens"].numbers["refusal tokens"].value == len(refusal)
+    refusal: Readout = readout(guarded, prompts.locate)
+    found = diagnose(guarded, prompts, readout=refusal)
+    assert found["readout"].numbers["refusal tokens"].value == len(refusal)
     assert isinstance(replies(guarded, prompts.report, default_openings(guarded), ()), Replies)

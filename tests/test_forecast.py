@@ -28,11 +28,12 @@ from refusalscope.forecast import assumed_prompts, card_bounds, forecast
 from refusalscope.instrument import Instrument
 from refusalscope.locators import mean_difference
 from refusalscope.machine import Machine, measured_machine
-from refusalscope.model import discover_refusal_tokens, load
+from refusalscope.model import load
 from refusalscope.model import unloaded as settings_only
 from refusalscope.model.live import from_live
 from refusalscope.model.unloaded import positions_are_assumed, unloaded
 from refusalscope.prompts import ContrastSet
+from refusalscope.reading import readout
 from refusalscope.report import PLANS, measure
 from refusalscope.rule import Cell, Rule
 from refusalscope.scoring import ModelScorer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from refusalscope.errors import MeasurementError
-from refusalscope.model import ChatModel, discover_refusal_tokens, given_refusal_tokens, refusal_tokens
+from refusalscope.model import ChatModel, given_refusal_tokens, refusal_tokens
 from refusalscope.prompts import Prompts
 from refusalscope.prompts.prompt import Prompt
 

@@ -15,7 +15,6 @@ from refusalscope.attack import Attack, respond
 from refusalscope.effect import baseline
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.instrument import Instrument
-from refusalscope.model import discover_refusal_tokens, given_refusal_tokens
 from refusalscope.objective import GRADIENT_COST
 from refusalscope.optionality import (
     Menu,
@@ -31,6 +30,7 @@ from refusalscope.optionality import (
 )
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import readout
 from refusalscope.report import PLANS, Plan, estimated_measure_cost, measure
 from refusalscope.subspace import LayeredSubspace
 
@@ -166,7 +166,7 @@ def test_what_the_other_parts_can_cost_at_most_is_known_before(organism, prompts
 def test_without_refusal_there_is_nothing_to_adapt_to(organism, prompts):
     model = organism("unguarded")
     words = [dialect.refusal.split()[0] for dialect in language().dialects]
-    given = given_refusal_tokens(model, words, prompts.locate)
+    given = readout(model, prompts.locate, openings=words)
     with pytest.raises(MeasurementError, match="no refusal to rank by"):
         adaptive(model, prompts, given)
 

@@ -269,7 +269,7 @@ def test_a_covariance_placebo_is_flagged_among_its_kind_as_often_as_declared():
 
 def test_a_planted_truth_is_flagged_among_every_kind_of_random_placebo(organism, prompts):
     from conftest import ORGANISMS
-    from refusalscope import baseline, capture, discover_refusal_tokens, effect
+    from refusalscope import baseline, capture, effect, readout
     from refusalscope.curves import thinned
     from refusalscope.organisms.recipe import read_recipe
     from refusalscope.truth import planted_subspace

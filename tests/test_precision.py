@@ -22,18 +22,10 @@ from refusalscope.instrument import Instrument
 from refusalscope.interventions import ablate
 from refusalscope.locators import mean_difference
 from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
-from refusalscope.model import (
-    RefusalTokens,
-    SmallerBatchWarning,
-    batches,
-    discover_refusal_tokens,
-    forward,
-    load,
-    map_rows,
-    placement,
-)
+from refusalscope.model import SmallerBatchWarning, batches, forward, load, map_rows, placement
 from refusalscope.model import batching as memory
 from refusalscope.prompts import Prompts
+from refusalscope.reading import Readout, readout
 from refusalscope.report import measure
 from refusalscope.rule import Rule
 from refusalscope.selection import select
@@ -70,7 +62,7 @@ def asked(prompts) -> Prompts:
 
 
 @pytest.fixture(scope="module")
-def refusal(guarded, prompts) -> RefusalTokens:
+def refusal(guarded, prompts) -> Readout:
     return readout(guarded, prompts.locate)
 
 

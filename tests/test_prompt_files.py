@@ -436,7 +436,7 @@ def test_a_result_of_a_users_own_set_names_it_by_digest_and_holds_none_of_its_te
     from refusalscope.capture import capture
     from refusalscope.instrument import Instrument
     from refusalscope.locators import mean_difference
-    from refusalscope.model import discover_refusal_tokens
+    from refusalscope.reading import readout
     from refusalscope.report import PLANS, measure
     from refusalscope.results.facts import selection_result
     from refusalscope.selection import select

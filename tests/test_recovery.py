@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import beta
 
-from refusalscope import capture, discover_refusal_tokens, locate
+from refusalscope import capture, locate, readout
 from refusalscope.effect import baseline, effect
 from refusalscope.errors import MeasurementError
 from refusalscope.organisms import read_recipe

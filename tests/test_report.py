@@ -18,10 +18,10 @@ from refusalscope.effect import baseline, effect
 from refusalscope.errors import InterventionError, MeasurementError, PromptError
 from refusalscope.instrument import Check, Instrument
 from refusalscope.locators import mean_difference
-from refusalscope.model import discover_refusal_tokens
 from refusalscope.optionality import Menu
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import readout
 from refusalscope.report import PLANS, Plan, card, estimated_measure_cost, measure, stages
 from refusalscope.report.deploy import most_watched
 from refusalscope.report.verdict import not_shown

@@ -172,7 +172,7 @@ def peak(words: int) -> None:
     ]  # fmt: skip
     prompts = rs.Prompts(tuple(rs.Prompt(**row) for row in rows))
     acts = rs.capture(model, prompts)
-    tokens = rs.RefusalTokens((20,), ("x",), 1.0, 0.0, 16, "given")
+    tokens = rs.Readout(((20,),), phrases=("x",), n=16)
     scorer = ModelScorer(model, rs.locate.mean_difference(*acts), prompts, tokens)
     from refusalscope.rule import Cell
 

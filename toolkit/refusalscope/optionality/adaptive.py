@@ -77,7 +77,7 @@ def adaptive(
         MeasurementError: when the mean margins on ``locate`` are not separated: there is no refusal to attack.
     """
     on = on or ground(model, prompts.locate, readout, kappa=kappa, keep_each=True)
-    cells, spanned = cells_and_spans(on)
+    cells, *spanned = cells_and_spans(on, menu)
     further = replace(FURTHER, scopes=menu.scopes)
     ranked = {rank: made for rank, made in _of_ranks(on).items() if made}
     parts = {
@@ -87,12 +87,12 @@ def adaptive(
         "response positions": [_best(on, made) for made in _response(on)],
         "gradient": list(_searched(on, cells, seed=seed)),
     }
-    attacks = members((cells, spanned), menu, PLAIN)
+    attacks = members((cells, *spanned), menu, PLAIN)
     for part, lists in parts.items():
         attacks += members([made for made in lists if made.subspaces], further, part)
     shared, n = on.acts.restricted.n + on.acts.harmless.n, len(prompts.locate)
     own = sum(made.pf - (cells.pf if part == "gradient" else shared) for part, lists in parts.items() for made in lists)
-    return Declared(tuple(attacks), n + spanned.pf + own)
+    return Declared(tuple(attacks), n + (spanned or [cells])[-1].pf + own)
 
 
 def _best(on: Ground, given: Located, *, best: int = 1) -> Located:

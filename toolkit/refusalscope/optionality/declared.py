@@ -12,7 +12,7 @@ from refusalscope.capture import capture
 from refusalscope.effect import Baseline, Labels, baseline, behaving
 from refusalscope.locators import mean_difference
 from refusalscope.model import ChatModel
-from refusalscope.optionality.family import FULL, Located, Menu, best_first, family, spans
+from refusalscope.optionality.family import FULL, Located, Menu, best_first, early, family, few_cells, spans
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.reading import Readout
@@ -88,10 +88,13 @@ def ground(
     return Ground(before, acts, kappa, dropped, float(len(located) + len(before.prompts)))
 
 
-def cells_and_spans(on: Ground) -> tuple[Located, Located]:
-    """Returns the differences in means of all early cells, and the spans of the best of them, each best first."""
-    cells = best_first(on.before, mean_difference(*on.acts), kappa=on.kappa)
-    return cells, best_first(on.before, spans(cells), kappa=on.kappa)
+def cells_and_spans(on: Ground, menu: Menu = FULL) -> tuple[Located, ...]:
+    """Returns the differences in means of the early cells, and the spans of the best of them, each best first."""
+    found = early(mean_difference(*on.acts))
+    if menu.cells is not None:
+        found = few_cells(found, menu.cells, on.before.model.n_layers)
+    cells = best_first(on.before, found, kappa=on.kappa)
+    return (cells, best_first(on.before, spans(cells), kappa=on.kappa)) if menu.spans else (cells,)
 
 
 def plain(
@@ -110,8 +113,8 @@ def plain(
     Raises MeasurementError when the mean margins on ``locate`` are not separated: there is no refusal to attack.
     """
     on = on or ground(model, prompts.locate, readout, kappa=kappa)
-    located = cells_and_spans(on)
-    return Declared(tuple(members(located, menu, PLAIN)), len(prompts.locate) + located[1].pf)
+    located = cells_and_spans(on, menu)
+    return Declared(tuple(members(located, menu, PLAIN)), len(prompts.locate) + located[-1].pf)
 
 
 def members(located: Sequence[Located], menu: Menu, part: str) -> list[Attack]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from refusalscope.attack import Attack, Responses, respond
@@ -20,6 +21,8 @@ from refusalscope.prompts import ContrastSet
 from refusalscope.reading import Readout
 from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported
+
+WHOLLY = 0.9  # of the time that is left goes to placebos
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -48,9 +51,11 @@ def answers(
     placebos: int = COUNT,
     seed: int = 0,
     progress: bool = True,
+    time_left: Callable[[], float] | None = None,
 ) -> Answers:
     """Returns responses to a family on ``select`` and ``report``, and to random subspaces matched to it on ``report``.
 
+    Where ``time_left`` says how many seconds there are, only as many placebos run as fit into them.
     Hand them to ``optionality``, ``by_part`` and ``compare``. Costs one prompt-forward per prompt for the baselines,
     every attack and every placebo.
     """
@@ -59,7 +64,11 @@ def answers(
     name = model.origin.name
     with quiet(progress):
         select = respond(baseline(model, prompts.select, readout), attacks, progress=f"{name}, attacks on select")
-        report = respond(baseline(model, prompts.report, readout), attacks, progress=f"{name}, attacks on report")
+        before, began = baseline(model, prompts.report, readout), time.perf_counter()
+        report = respond(before, attacks, progress=f"{name}, attacks on report")
+        if time_left is not None:
+            each = (time.perf_counter() - began) / len(attacks)
+            placebos = max(1, min(placebos, int(WHOLLY * time_left() / each)))
         drawn = placebo_family(attacks, count=placebos, seed=seed)
         return Answers(select, report, respond(report.before, drawn, progress=f"{name}, placebos"))
 
@@ -76,6 +85,7 @@ def measured(
     on: Ground | None = None,
     seed: int = 0,
     progress: bool = True,
+    time_left: Callable[[], float] | None = None,
 ) -> Optionality:
     """Returns the optionality under the plain family, or under the adaptive one where the menu says so.
 
@@ -86,6 +96,7 @@ def measured(
     Args:
         readout: how the model refuses, discovered on ``locate`` or given.
         labels: what to locate on: prompts that behave as their label says, or all as they were asked.
+        time_left: seconds there are; then only as many placebos run as fit.
         on: what to locate on, where that is at hand already (``ground``); ``labels`` is then not used.
         placebos: random subspaces measured on ``report``.
         menu: ranks, doses and scopes to try, and which family: ``FULL`` where None; ``ADAPTIVE`` adds to it.
@@ -103,6 +114,6 @@ def measured(
             attacks = adaptive(model, prompts, readout, menu=menu, kappa=kappa, on=on, seed=seed)
         else:
             attacks = plain(model, prompts, readout, menu=menu, kappa=kappa, on=on)
-        made = answers(model, prompts, readout, attacks, placebos=placebos, seed=seed)
+        made = answers(model, prompts, readout, attacks, placebos=placebos, seed=seed, time_left=time_left)
     result = optionality(*made.splits, placebos=made.placebos, kappa=kappa, seed=seed)
     return replace(result, pf=result.pf + attacks.pf)

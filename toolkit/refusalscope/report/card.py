@@ -19,6 +19,7 @@ from refusalscope.prompts import ContrastSet
 from refusalscope.report.deploy import most_watched, reliances
 from refusalscope.report.plan import PLANS, Plan
 from refusalscope.report.stages import Found, measure_all, most_described
+from refusalscope.report.time_budget import TimeBudget, fit_plan, time_budget
 from refusalscope.report.verdict import doubts, not_shown, verdict
 from refusalscope.results import GuardrailCard
 from refusalscope.results.facts import (
@@ -49,6 +50,7 @@ def measure(
     seed: int = 0,
     rule: Rule | None = None,
     labels: Labels = "behaviour",
+    budget: str | float | int | TimeBudget | None = None,
     progress: bool = True,
     instrument: Instrument | None = None,
 ) -> GuardrailCard:
@@ -64,19 +66,29 @@ def measure(
         seed: of placebos, draws and resampling.
         rule: the selection rule; by default that of Arditi et al. with the plan's damage limit.
         labels: what to locate on: prompts that behave as their label says (refused, answered), or all as asked.
+        budget: wall-clock time to spend, such as "15 min": the machine is timed, and prompts (whole clusters), cells
+            and placebos are chosen to fit; what is left out is in the card's ``missing``. It takes the place of a plan.
         progress: shows the stages on stderr; False shows no bar at all.
         instrument: what ``check_instrument`` found; asked for in this model's dtype and device where it is not given.
 
     Example:
         >>> measure(load("data/organisms/guarded-0"), ContrastSet.read("data/prompts/organism.jsonl"), plan="quick")
     """
-    plan, began = named_plan(plan), time.perf_counter()
-    rule = rule or replace(Rule(), kl_limit=plan.kappa)
-    with quiet(progress), bar(plan.stages, model.origin.name, after=0) as shown:
-        found = measure_all(model, prompts, plan=plan, rule=rule, seed=seed, bar=shown, labels=labels)
-        if instrument is None:
-            shown.stage("instrument check")
-            instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
+    plan, began, left_out, pace = named_plan(plan), time.perf_counter(), (), 0.0
+    limit = budget if budget is None or isinstance(budget, TimeBudget) else time_budget(budget)
+    with quiet(progress):
+        if limit is not None:
+            instrument = instrument or check_instrument(dtype=model.dtype, device=model.origin.device)
+            whole = estimated_measure_cost(model, prompts)
+            plan, prompts, left_out, pace = fit_plan(model, prompts, limit, whole=whole)
+        rule = rule or replace(Rule(), kl_limit=plan.kappa)
+        with bar(plan.stages, model.origin.name, after=0) as shown:
+            left = None if limit is None else lambda: limit.left
+            how = {"plan": plan, "rule": rule, "seed": seed, "bar": shown, "labels": labels}
+            found = measure_all(model, prompts, **how, time_left=left, pace=pace)
+            if instrument is None:
+                shown.stage("instrument check")
+                instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
     return _card(
         found,
         model,
@@ -86,6 +98,7 @@ def measure(
         instrument=instrument,
         seconds=time.perf_counter() - began,
         labels=labels,
+        left_out=left_out,
     )
 
 
@@ -131,6 +144,7 @@ def _card(
     instrument: Instrument,
     seconds: float,
     labels: Labels,
+    left_out: tuple[str, ...] = (),
 ) -> GuardrailCard:
     facts_of_model, missing = model_facts(model), [f"{stage}: {why}" for stage, why in found.problems.items()]
     checked = _checked(instrument)
@@ -164,11 +178,20 @@ def _card(
         instrument_check=checked,
         diagnosis=None if found.diagnosis is None else diagnosis_facts(found.diagnosis),
         deploy=reliances(judged, found.optionality, found.survival, why_not=found.problems.get("monitor", "")),
-        missing=tuple(one_line(line, longest=LONGEST_LINE) for line in (*missing, *plan.left_out)),
+        missing=tuple(
+            one_line(line, longest=LONGEST_LINE) for line in (*missing, *left_out, *_fewer(found, plan), *plan.left_out)
+        ),
         not_shown=not_shown(plan, shares_clusters=prompts.shares_clusters),
         pf=found.pf,
         seconds=seconds,
     )
+
+
+def _fewer(found: Found, plan: Plan) -> tuple[str, ...]:
+    """Placebos that the time did not suffice for."""
+    ranks = [] if found.optionality is None else list(found.optionality.placebo.values())
+    ran = min((rank.k for rank in ranks), default=plan.placebos)
+    return (f"{plan.placebos - ran} of {plan.placebos} placebos: the budget ended before them",) * (ran < plan.placebos)
 
 
 def _validity(found: Found) -> ValidityFacts | None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from refusalscope import curves, transfer
 from refusalscope.curves import Curve, Sampling
-from refusalscope.diagnosis import Diagnosis, diagnose
+from refusalscope.diagnosis import Diagnosis, diagnose, estimated_diagnose_cost
 from refusalscope.effect import Baseline, Effect, Labels, baseline, effect, placebo_effects
 from refusalscope.errors import InterventionError, MeasurementError, SelectionError
 from refusalscope.interventions import ablate
@@ -57,6 +57,7 @@ class Found:
     """What a measurement has found so far, why the rest is missing, and what it has cost."""
 
     bar: Bar
+    time_left: Callable[[], float] | None = None
     readout: Readout | None = None
     validity: Validity | None = None
     intervened: Validity | None = None
@@ -105,19 +106,29 @@ def measure_all(
     seed: int,
     bar: Bar,
     labels: Labels = "behaviour",
+    time_left: Callable[[], float] | None = None,
+    pace: float = 0.0,
 ) -> Found:
-    """Returns everything a plan asks for; what needs an earlier stage that failed is not tried."""
-    found = Found(bar=bar)
+    """Returns everything a plan asks for; what needs an earlier stage that failed is not tried.
+
+    ``time_left`` says how many seconds there are, and ``pace`` how many a prompt-forward takes: as many placebos run as
+    fit, and a diagnosis only where it fits.
+    """
+    found = Found(bar=bar, time_left=time_left)
     ground = _ground(found, model, prompts, plan=plan, labels=labels, seed=seed)
     if ground is not None:
         _judge(found, ground, prompts, plan=plan, rule=rule, seed=seed)
         if found.choice is not None:
             _describe(found, ground, found.choice, prompts, plan=plan, seed=seed)
-        else:
+        elif plan.rule:
             found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
         if plan.monitor:
             found.survival = found.run("monitor", lambda: _watched(found, model, prompts, plan=plan, seed=seed))
-    if found.is_open:
+    wanted = found.is_open and (plan.rule or found.optionality is None)
+    price = pace * estimated_diagnose_cost(model, prompts, rule=rule) if time_left is not None else 0.0
+    if wanted and time_left is not None and price > time_left():
+        found.problems["diagnosis"] = "left out to fit the budget"
+    elif wanted:
         found.diagnosis = found.run("diagnosis", lambda: _diagnosed(model, prompts, rule=rule, seed=seed))
     bar.update(plan.stages - bar.n)  # a stage that was not wanted, or not tried, is over too
     return found
@@ -185,10 +196,11 @@ def _judge(found: Found, ground: Ground, prompts: ContrastSet, *, plan: Plan, ru
 
     def worst() -> tuple[Optionality, float]:
         tried = {"menu": plan.menu, "placebos": plan.placebos, "kappa": plan.kappa, "on": ground.on}
+        tried["time_left"] = found.time_left
         made = measured(model, prompts, known, **tried, seed=seed)
         return made, made.pf - len(prompts.locate)  # locating was charged already
 
-    found.choice = found.run("selection", chosen)
+    found.choice = found.run("selection", chosen) if plan.rule else None
     found.optionality = found.run("optionality", worst)
     if found.choice is not None and model.is_organism:
         subspace = found.choice.subspace

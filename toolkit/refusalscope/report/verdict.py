@@ -43,8 +43,10 @@ def not_shown(plan: Plan, *, shares_clusters: bool) -> tuple[str, ...]:
     """Returns what a card does not show, a sentence each."""
     shared = "Some phrasings occur in more than one split, so the numbers are not about unseen phrasings."
     quick = "This is the quick plan: a smaller family and fewer placebos. A guardrail that resists it may fall to more."
+    budget = "This plan was fitted to a time budget: what it left out is listed. More time may find a stronger attack."
     return (
         *((quick,) if plan.name == "quick" else ()),
+        *((budget,) if plan.name == "budget" else ()),
         "The worst case is over the attacks that were tried: another locator, scope or budget may do more.",
         "The readout sees how a reply opens. A model that begins to answer and refuses later counts as bypassed.",
         "No answer of an intervened model was decoded: a bypassed refusal may still be followed by a useless answer.",

@@ -75,7 +75,7 @@ class GuardrailCard(Measured):
         >>> card.save("build/guarded-0")
     """
 
-    plan: Literal["full", "quick", "adaptive", "own"]
+    plan: Literal["full", "quick", "adaptive", "budget", "own"]
     verdict: Verdict
     readout: ReadoutFacts | None
     validity: ValidityFacts | None

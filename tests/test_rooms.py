@@ -10,7 +10,7 @@ import pytest
 import refusalscope
 
 PACKAGE = Path(refusalscope.__file__).parent
-LONGEST_FILE = 260
+LONGEST_FILE = 450  # STYLE: one idea per file, up to about 450 lines
 
 ROOMS: dict[str, int] = {
     **dict.fromkeys(("errors", "linalg", "stats", "estimate"), 0),

@@ -24,9 +24,9 @@ from refusalscope.report.verdict import doubts, not_shown, verdict
 from refusalscope.results import GuardrailCard
 from refusalscope.results.facts import (
     agreement_facts,
+    baseline_facts,
     diagnosis_facts,
     effect_facts,
-    margins,
     model_facts,
     one_line,
     prompt_facts,
@@ -167,7 +167,7 @@ def _card(
         readout=None if found.readout is None else readout_facts(found.readout),
         validity=_validity(found),
         contrast=_contrast(found, labels),
-        baseline=None if found.before is None else margins(found.before),
+        baseline=None if found.before is None else baseline_facts(found.before),
         optionality=None if found.optionality is None else optionality_facts(found.optionality),
         effect=None if found.effect is None else effect_facts(found.effect),
         selection=None if found.choice is None else selected(found.choice),

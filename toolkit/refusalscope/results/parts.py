@@ -153,6 +153,14 @@ class Margins(Shown):
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
+class BaselineFacts(Margins):
+    """The same, with the shares of restricted and of harmless prompts that are refused at temperature zero."""
+
+    refused_restricted: Value
+    refused_harmless: Value
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
 class Place(Shown):
     """A cell of the grid: the layer whose entering residual was read, and the position from the end."""
 

@@ -17,7 +17,7 @@ import torch
 import refusalscope as rs
 from refusalscope.prompts import Prompts
 from refusalscope.reading.replies import greedy_replies
-from tests.fetch_real import NAME
+from fetch_real import NAME
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).resolve().parents[1]

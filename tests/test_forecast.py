@@ -278,7 +278,7 @@ def test_time_is_operations_over_the_share_of_the_rate_and_works_are_ordered(pro
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda config: config | {"auto_map": {"AutoModel": "x.Y"}}, "names code to run"),
+        (lambda config: config | {"auto_map": {"AutoModel": "x.Y"}, "model_type": "x"}, "names code to run"),
         (lambda config: config | {"model_type": "nonsense"}, "'nonsense' makes no model"),
         (lambda config: config | {"hidden_size": "wide"}, "makes no model"),
         (lambda config: [], "makes no model"),

@@ -39,8 +39,8 @@ INSIDE = "model.gguf"  # what the file is called in the folder that the librarie
 GUESSED = 1024  # a flag in the file type: the writer inferred it
 ROPE_FACTORS = "rope_freqs.weight"
 AGAIN = "Copy or download it again."
-BROKEN = (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, struct.error)
-UNREADABLE = (*BROKEN, AttributeError, RuntimeError, OSError, ImportError)
+BROKEN = (ValueError, KeyError, IndexError, OverflowError, MemoryError, struct.error)
+UNREADABLE = (*BROKEN, TypeError, AttributeError, RuntimeError, OSError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,11 @@ class GgufFile:
             with tempfile.TemporaryDirectory() as folder, read_once(self.path, self.reader):
                 (Path(folder) / INSIDE).symlink_to(self.path.resolve())
                 yield folder
-        except torch.OutOfMemoryError:
-            raise
-        except UNREADABLE as error:
+        except Exception as error:
+            if not isinstance(error, UNREADABLE) and type(error) is not Exception:  # tokenizers raises the base class
+                raise
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise ModelError(
                 f"{self.name}: a GGUF file of architecture {self.architecture!r} that transformers "

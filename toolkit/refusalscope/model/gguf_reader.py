@@ -22,12 +22,12 @@ def quick_reader(path: Path) -> Any:
     from gguf import GGUFReader, GGUFValueType
 
     class QuickReader(GGUFReader):
-        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> Any:
             if raw_type != GGUFValueType.ARRAY or self.byte_order == "S":
                 return super()._get_field_parts(orig_offs, raw_type)
             view = memoryview(self.data)  # pyright: ignore[reportArgumentType]
             item, count = struct.unpack_from("<IQ", view, orig_offs)
-            kind, start = GGUFValueType(item), orig_offs + 12
+            kind, start = GGUFValueType(item), int(orig_offs) + 12
             if kind == GGUFValueType.STRING:
                 parts, end = _strings(view, start, count)
             elif kind == GGUFValueType.ARRAY:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refusalscope.errors import ModelError
+from refusalscope.model.placement import quantisation
 from refusalscope.model.safety import RUNS_CODE, SAME_AS, check_settings, code_keys, settings_files
 from refusalscope.model.source import Source
 from refusalscope.model.tiktoken_file import TIKTOKEN, tokenizer_json
@@ -34,12 +35,13 @@ def without_code(source: Source) -> Iterator[Source]:
 
     Weights and vocabularies are links; ``auto_map`` and the like are gone at every depth; modules are left out. Warns
     (``CodeNotRunWarning``) where there was such a key. A model type that stands for an architecture of another name
-    is renamed, and a vocabulary that only the directory's own code reads is converted.
+    is renamed, a vocabulary that only the directory's own code reads is converted, and FP8 weights are dequantised on
+    every device, not only where there are no kernels for them.
     """
     named = code_keys(source.directory, name=source.name)
     config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not named and str(kind) not in SAME_AS:
+    if not named and str(kind) not in SAME_AS and quantisation(config) != "fp8":
         yield source
         return
     if named:
@@ -79,6 +81,8 @@ def _rewritten(file: Path, *, name: str) -> str:
     settings = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=kept)
     if file.name == "config.json" and isinstance(settings, dict):
         settings |= {"model_type": SAME_AS[kind]} if (kind := str(settings.get("model_type"))) in SAME_AS else {}
+        if quantisation(settings) == "fp8":
+            settings["quantization_config"]["dequantize"] = True
     try:
         return json.dumps(settings)
     except RecursionError as error:

@@ -71,7 +71,7 @@ def written(
     file: Path,
     model: LlamaForCausalLM | None = None,
     *,
-    kind: Any = None,
+    kind: Any = gguf.GGMLQuantizationType.Q8_0,
     template: str | None = TEMPLATE,
     architecture: str = "llama",
     file_type: int | None = 7,
@@ -84,7 +84,7 @@ def written(
 
     ``without`` leaves out a tensor by its GGUF name; ``extra`` adds tensors.
     """
-    model, kind = model or original(), kind or gguf.GGMLQuantizationType.Q8_0
+    model = model or original()
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_name("tiny")
     if file_type is not None:
@@ -143,9 +143,8 @@ def permuted(name: str, tensor: torch.Tensor, config: LlamaConfig) -> torch.Tens
     return tensor.reshape(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
-def dequantised(model: LlamaForCausalLM, kind: Any = None) -> LlamaForCausalLM:
+def dequantised(model: LlamaForCausalLM, kind: Any) -> LlamaForCausalLM:
     """Returns the model with every matrix replaced by what its quantisation holds: the oracle of loading."""
-    kind = kind or gguf.GGMLQuantizationType.Q8_0
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

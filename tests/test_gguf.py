@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from refusalscope.machine import Machine
 from refusalscope.model import Chat, ChatModel, batches, forward
 from refusalscope.model.gguf_files import open_gguf
 from refusalscope.model.unloaded import unloaded
+from refusalscope.prompts.prompt import LABELS, SPLITS
 from refusalscope.results.facts import model_facts
 from refusalscope.results.parts import ModelFacts
 
@@ -297,17 +300,19 @@ def test_the_command_line_estimates_a_file(file):
     assert "memory in bfloat16" in result.stdout
 
 
-def test_the_command_line_diagnoses_a_file_in_bfloat16(file):
-    words = ["diagnose", str(file), "--prompts", str(PROMPTS), "--dtype", "bfloat16"]
+def test_the_command_line_diagnoses_a_file_in_bfloat16(file, tmp_path):
+    rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
+    kept = [[row for row in rows if (row["split"], row["label"]) == part] for part in product(SPLITS, LABELS)]
+    few = (json.dumps({**row, "pair": None}) for part in kept for row in part[:: max(1, len(part) // 8)])
+    (tmp_path / "few.jsonl").write_text("\n".join(few))
+    words = ["diagnose", str(file), "--prompts", str(tmp_path / "few.jsonl"), "--dtype", "bfloat16"]
     result = CliRunner().invoke(cli.app, words)
     assert isinstance(result.exception, SystemExit | None), "an error nobody anticipated shows its traceback"
     assert "tiny.gguf" in result.output
 
 
-def test_importing_the_package_does_not_import_gguf():
-    import subprocess
-
-    code = "import sys, refusalscope.model.loading; print('gguf' in sys.modules)"
+def test_loading_a_directory_does_not_import_gguf(tiny_dir):
+    code = f"import sys, refusalscope as rs; rs.load({str(tiny_dir)!r}); print('gguf' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -64,6 +64,8 @@ class ModelFacts(Shown):
     """Which model: names and digests, never a path.
 
     ``thinking`` says how a thought before the answer was dealt with: switched off, closed empty, or there is none.
+    ``quantisation`` is how the weights are stored where that is not plain numbers, such as ``Q4_K_M``;
+    ``code_not_run`` whether the model is published with code of its own, which was not run.
     """
 
     name: Short
@@ -75,6 +77,8 @@ class ModelFacts(Shown):
     device: Short
     architecture: Short
     thinking: Literal["off", "closed", "absent"]
+    quantisation: Short | None = None
+    code_not_run: bool = False
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)

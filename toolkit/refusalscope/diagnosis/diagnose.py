@@ -33,7 +33,7 @@ from refusalscope.metrics import Openings
 from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens
 from refusalscope.model.refusal_tokens import TOKENS_FOLLOW
 from refusalscope.prompts import ContrastSet
-from refusalscope.rule import Cell, Rule
+from refusalscope.rule import Cell, Rule, default_rule
 from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import NotExported
 
@@ -135,7 +135,8 @@ def diagnose(
     """
     openings = default_openings(model) if openings is None else openings
     neutral = default_neutral(model) if neutral is None else neutral
-    record, asked = _Record(), _Question(model, prompts, openings, tuple(neutral), rule or Rule(), seed)
+    rule = rule or default_rule(model.n_layers)
+    record, asked = _Record(), _Question(model, prompts, openings, tuple(neutral), rule, seed)
     cell = None
     with record.or_else_all():
         found = _tokens(record, asked, refusal)

@@ -34,7 +34,7 @@ from refusalscope.results.facts import (
 from refusalscope.results.from_curves import cost_facts, curve_facts, transfer_facts
 from refusalscope.results.from_optionality import number, optionality_facts
 from refusalscope.results.parts import LONGEST_LINE, InstrumentCheck, KnownValue
-from refusalscope.rule import Rule
+from refusalscope.rule import Rule, default_rule
 
 COST_NOTE = "counts are exact; seconds are one wall-clock run; larger models are arithmetic, not measurements"
 
@@ -67,7 +67,7 @@ def measure(
         >>> measure(load("data/organisms/guarded-0"), ContrastSet.read("data/prompts/organism.jsonl"), plan="quick")
     """
     plan, began = named_plan(plan), time.perf_counter()
-    rule = rule or replace(Rule(), kl_limit=plan.kappa)
+    rule = rule or replace(default_rule(model.n_layers), kl_limit=plan.kappa)
     with quiet(progress), bar(plan.stages, model.origin.name, after=0) as shown:
         found = measure_all(model, prompts, plan=plan, rule=rule, seed=seed, bar=shown)
         if instrument is None:

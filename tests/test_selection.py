@@ -245,7 +245,7 @@ def naive_sweep(model, directions: torch.Tensor, restricted: list, harmless: lis
 
 
 def naive_choice(sweep: pd.DataFrame, n_layers: int) -> Cell:
-    chosen = brute_force(sweep, n_layers)
+    chosen = brute_force(sweep, n_layers, rounded=math.ceil)  # organisms are short, and cut as printed
     assert chosen is not None
     return chosen
 

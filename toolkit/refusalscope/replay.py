@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from refusalscope.errors import MeasurementError
-from refusalscope.rule import Cell, Kind, Mode, Rule, Search, search
+from refusalscope.rule import Cell, Kind, Mode, Rule, Search, default_rule, search
 
 GRID = Path("select_direction") / "direction_evaluations.json"
 KEYS: dict[Kind, tuple[str, ...]] = {  # as Arditi et al. name the scores, and as a published replication does
@@ -92,7 +92,7 @@ def read_grid(run: Path | str, layers: int) -> PublishedGrid:
 def replay(run: Path | str, layers: int, *, mode: Mode = "winner", rule: Rule | None = None) -> Search:
     """Returns what the rule chooses on a published grid, with the prompt-forwards either way of searching needs."""
     grid = read_grid(run, layers)
-    return search(grid, grid.cells(), rule=rule or Rule(), mode=mode)
+    return search(grid, grid.cells(), rule=rule or default_rule(layers), mode=mode)
 
 
 def _with_our_names(table: pd.DataFrame) -> pd.DataFrame:

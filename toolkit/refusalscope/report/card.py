@@ -37,7 +37,7 @@ from refusalscope.results.facts import (
 from refusalscope.results.from_curves import cost_facts, curve_facts, transfer_facts
 from refusalscope.results.from_optionality import number, optionality_facts
 from refusalscope.results.parts import LONGEST_LINE, ContrastFacts, InstrumentCheck, KnownValue, ValidityFacts
-from refusalscope.rule import Rule
+from refusalscope.rule import Rule, default_rule
 
 COST_NOTE = "counts are exact; seconds are one wall-clock run; larger models are arithmetic, not measurements"
 
@@ -81,7 +81,7 @@ def measure(
             instrument = instrument or check_instrument(dtype=model.dtype, device=model.origin.device)
             whole = estimated_measure_cost(model, prompts)
             plan, prompts, left_out, pace = fit_plan(model, prompts, limit, whole=whole)
-        rule = rule or replace(Rule(), kl_limit=plan.kappa)
+        rule = rule or replace(default_rule(model.n_layers), kl_limit=plan.kappa)
         with bar(plan.stages, model.origin.name, after=0) as shown:
             left = None if limit is None else lambda: limit.left
             how = {"plan": plan, "rule": rule, "seed": seed, "bar": shown, "labels": labels}

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from refusalscope.prompts.prompt import Label, Split
 from refusalscope.reprs import Shown, among, between, digits, where
 from refusalscope.results.files import CLOSED
+from refusalscope.rule import LayerCut
 
 MAX_CELLS, MAX_PHRASES, MAX_LINES = 5000, 12, 20
 LONGEST_LINE = 600
@@ -195,11 +196,15 @@ class NearTie(Place):
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
 class RuleFacts(Shown):
-    """The limits of the selection rule."""
+    """The limits of the selection rule.
+
+    ``layer_cut`` says how the share of layers was cut. Files from before it was stored were cut as printed.
+    """
 
     kl_limit: float
     induce_floor: float
     layer_share: float
+    layer_cut: LayerCut = "printed"
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)

@@ -2,7 +2,8 @@
 
 `pytest --nbval notebooks` compares the plain text of every cell. The figures that the cells save land in a temporary
 folder; at the end each of their records is compared with the committed one in `figures/`, within its tolerances.
-`--nbval-lax` does not compare the text; cells must still run and records must still agree.
+`--nbval-lax` does not compare the text; cells must still run and records must still agree. With either, a cell fails
+that shows a claim which does not hold, though the stored output says the same.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
 
+from refusalscope.claims import BROKEN
 from refusalscope.errors import ResultError
 from refusalscope.figures import FOLDER_VARIABLE, compare, read_record
 
@@ -42,6 +44,21 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """Tells nbval what not to compare: it keeps the plain text, which states the claim."""
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += SKIPPED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Fails a cell whose output states a claim that its numbers do not bear out."""
+    yield
+    if broken := broken_claims(getattr(item, "test_outputs", None) or []):
+        pytest.fail("\n".join(broken), pytrace=False)
+
+
+def broken_claims(outputs: Iterable[dict]) -> list[str]:
+    """Returns the lines, of results and of what was printed, that say of a claim that it does not hold."""
+    texts = [one.get("data", {}).get("text/plain", "") for one in outputs if "data" in one]
+    texts += [one.get("text", "") for one in outputs if one.get("name") == "stdout"]
+    return [line.strip() for text in texts for line in text.splitlines() if BROKEN in line]
 
 
 class Records:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from refusalscope.claims import BROKEN
 from refusalscope.errors import ResultError
 from refusalscope.figures import read_manifest, read_record
 
@@ -141,6 +142,13 @@ def _compared(notebook: dict) -> Iterator[str]:
             yield f"code cell {number} has decimals in plain text, which can wobble: digits belong in HTML"
 
 
+def _claims(notebook: dict) -> Iterator[str]:
+    for number, cell in enumerate(code_cells(notebook), 1):
+        said = plain_results(cell) + [text(one["text"]) for one in cell["outputs"] if one.get("name") == "stdout"]
+        if broken := [line.strip() for line in "\n".join(said).splitlines() if BROKEN in line]:
+            yield f"code cell {number} stores a claim that its numbers do not bear out: {broken[0]}"
+
+
 def _prose(notebook: dict) -> Iterator[str]:
     for number, cell in enumerate(notebook["cells"], 1):
         if cell["cell_type"] == "markdown" and (
@@ -193,6 +201,7 @@ RULES: tuple[Rule, ...] = (
     _one_clean_run,
     _results,
     _compared,
+    _claims,
     _prose,
     _asks_and_answers,
     _portable,

@@ -70,7 +70,7 @@ def selected() -> Selected:
     cells = (ScoredCell(2, -1, "kept", score, score, score), ScoredCell(5, -1, "late layer", None, None, None))
     ties = (NearTie(2, -1, 1.0, True),)
     margins = Margins(value(3.0, (2.0, 4.0)), value(-9.0, (-10.0, -8.0)))
-    rule = RuleFacts(0.1, 0.0, 0.8)
+    rule = RuleFacts(0.1, 0.0, 0.8, "reference")
     return Selected(margins, Place(2, -1), cells, ties, rule, "winner", "mean_difference", 90.0, 400.0, 1.5)
 
 

@@ -66,7 +66,7 @@ def test_the_highest_sum_among_early_layers_wins_and_every_forward_is_counted(ti
     assert found.cell == Cell(int(best["layer"]), int(best["position"]))
     assert cells["chosen"].sum() == 1
     assert found.pf == (1 + len(cells)) * len(few)
-    assert set(cosmic(tiny, located, few, rule=Rule(layer_share=0.5)).cells["layer"]) == {1}
+    assert set(cosmic(tiny, located, few, rule=Rule(layer_share=0.5, layer_cut="printed")).cells["layer"]) == {1}
 
 
 def test_scores_do_not_depend_on_what_runs_beside_them(tiny, few, located, monkeypatch):

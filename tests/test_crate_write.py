@@ -238,6 +238,26 @@ def test_notebooks_run_at_once_and_each_has_its_own_figures(tmp_path: Path, capf
     assert all(one.executed.with_suffix(".log").exists() for one in runs)
 
 
+BROKEN_CLAIM = "import refusalscope as rs\nrs.claim('one is less than nothing', 1 < 0, {'one': 1})"
+SAID = "DOES NOT HOLD: one is less than nothing"
+
+
+@pytest.mark.parametrize("source", [BROKEN_CLAIM, BROKEN_CLAIM.replace("1 < 0", "0 < 1")])
+def test_a_claim_that_does_not_hold_is_named_and_fails_though_the_stored_output_says_the_same(source, tmp_path: Path):
+    root = checkout(tmp_path / "checkout")
+    (root / "notebooks" / "01_small.ipynb").unlink()
+    said = SAID if "1 < 0" in source else SAID.replace("DOES NOT HOLD", "Holds")
+    shown = {"output_type": "execute_result", "execution_count": 2, "metadata": {}, "data": {"text/plain": [said]}}
+    cells = [cell("SEED = 3", tags=("parameters",)), cell(source, shown)]
+    book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    (root / "notebooks" / "00_first.ipynb").write_text(json.dumps(book))
+    result = run("reproduce", "--root", root, "--jobs", 1)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("[1/1]")]
+    broken = said == SAID
+    assert result.exit_code == int(broken)
+    assert ("00_first: claim broken" in line, SAID in line) == (broken, broken)
+
+
 def test_an_interrupt_leaves_the_notebooks_that_have_not_begun(tmp_path: Path):
     root = checkout(tmp_path / "checkout")
     for name in ("00_first", "01_small", "02_late", "03_later"):

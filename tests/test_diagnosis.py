@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from conftest import ORGANISMS
-from refusalscope import baseline, capture, cli, interventions, locate, placebo_effects, select, stats
+from refusalscope import baseline, capture, cli, interventions, locate, metrics, placebo_effects, select, stats
 from refusalscope.activations import ContrastActivations, Moments
 from refusalscope.diagnosis import Diagnosis, Exact, Finding, diagnose, estimated_diagnose_cost
 from refusalscope.diagnosis import watching as watching_module
@@ -113,6 +113,11 @@ def rewritten(folder: Path, change) -> Path:
     return folder
 
 
+def first_tokens(model, found: Readout) -> list[str]:
+    """What the refusals of a readout begin with, as the tokenizer spells it."""
+    return model.tokenizer.convert_ids_to_tokens([opening[0] for opening in found.refusals])
+
+
 def states(found: Diagnosis) -> dict[str, str]:
     return {one.name: one.state for one in found.findings}
 
@@ -153,7 +158,8 @@ def test_margins_and_choice_are_those_measured_elsewhere(diagnosed, guarded, shi
     numbers = found["selection"].numbers
     assert numbers["chosen cell, KL(base‖ablated)"].value == pytest.approx(choice.estimates["kl"][choice.cell].value)
     assert numbers["cells: kept"].value == (choice.cells["reason"] == "kept").sum()
-    assert found["readout"].numbers["mass on the refusal tokens"].value == pytest.approx(refusal.mass, abs=0.01)
+    unread = metrics.read(guarded, shipped.report.restricted, refusal).unread
+    assert found["readout"].numbers["mass on the openings"].value == pytest.approx(float(1 - unread.mean()), abs=1e-6)
 
 
 def test_the_prompt_forwards_are_those_that_ran_and_no_more_than_announced(guarded, prompts):
@@ -223,7 +229,7 @@ def test_auroc_and_rank_correlation_are_the_libraries():
     assert math.isnan(rank_correlation(np.ones(60), y))
 
 
-# --- two: the refusal tokens hold too little ---
+# --- two: the openings hold too little ---
 
 
 @pytest.fixture(scope="module")
@@ -237,19 +243,19 @@ def test_tokens_that_capture_little_are_said_to_and_the_openings_tell_that_the_m
     found = mistaken
     assert found["readout"].fired
     numbers = found["readout"].numbers
-    assert numbers["mass on the refusal tokens"].high < 0.5
+    assert numbers["mass on the openings"].high < 0.5
     assert numbers["other first tokens with 2% of the mass"].value == 2  # one opening per dialect
     assert found["openings"].fired
 
 
 def test_where_else_the_mass_is_is_said_in_counts_and_never_in_words(guarded, shipped, mistaken):
     said = json.dumps(mistaken.to_dict(), ensure_ascii=False)
-    refusals = readout(guarded, shipped.locate).tokens
+    refusals = first_tokens(guarded, readout(guarded, shipped.locate))
     assert not any(token in said for token in refusals)
 
 
 def test_tokens_that_capture_half_in_one_dialect_and_none_in_the_other_leave_it_open(guarded, prompts):
-    one = readout(guarded, prompts.locate).tokens[0]
+    one = first_tokens(guarded, readout(guarded, prompts.locate))[0]
     found = diagnose(guarded, prompts, readout=readout(guarded, prompts.locate, openings=[one]))
     assert found["readout"].state == "cannot tell"
     assert "hold the limits" in found["readout"].reason
@@ -517,14 +523,14 @@ def test_an_untrained_model_does_not_crash(tiny, prompts):
 
 
 def test_any_other_model_gets_english_openings_no_neutral_text_and_no_word_of_it_is_told(tiny, prompts):
-    """Its vocabulary holds no English word, so nothing stands in for refusal tokens, and the reason is the first."""
+    """Its vocabulary holds no English word, so nothing stands in for a readout, and the reason is the first."""
     other = dataclasses.replace(tiny)
     other.__dict__["is_organism"] = False
     assert (default_openings(other).refusals, default_neutral(other)) == (REFUSALS, ())
     assert first_words(other, default_openings(other)) == ()
     found = diagnose(other, prompts)
     assert set(states(found).values()) == {"cannot tell"}
-    assert all("no first token has" in one.reason and "Nearest" not in one.reason for one in found.findings)
+    assert all("none of its own replies" in one.reason and "Found" not in one.reason for one in found.findings)
 
 
 # --- how it is shown ---
@@ -607,8 +613,8 @@ def test_files_that_hold_nothing_are_one_line(file, tmp_path):
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_refusal_tokens_given_are_taken_as_they_are(guarded, prompts):
+def test_a_readout_given_is_taken_as_it_is(guarded, prompts):
     refusal: Readout = readout(guarded, prompts.locate)
     found = diagnose(guarded, prompts, readout=refusal)
-    assert found["readout"].numbers["refusal tokens"].value == len(refusal)
-    assert isinstance(replies(guarded, prompts.report, default_openings(guarded), ()), Replies)
+    assert found["readout"].numbers["refusal openings"].value == len(refusal)
+    assert isinstance(replies(guarded, prompts.report, refusal, default_openings(guarded), ()), Replies)

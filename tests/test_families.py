@@ -228,7 +228,7 @@ def swept(case, model, plain, small):
     parts = {"lr": locating.restricted, "lh": locating.harmless, "sr": selecting.restricted, "sh": selecting.harmless}
     ids = {name: model.encode(part.texts) for name, part in parts.items()}
     vectors = family_oracle.directions(plain, ids["lr"], ids["lh"], model.n_positions)
-    found = family_oracle.sweep(plain, case.writers, vectors, ids["sr"], ids["sh"], list(refusal.ids))
+    found = family_oracle.sweep(plain, case.writers, vectors, ids["sr"], ids["sh"], list(refusal.first_tokens))
     kl_limit, floor = family_oracle.limits_that_bite(found)
     return SimpleNamespace(
         found=found, refusal=refusal, rule=Rule(kl_limit=kl_limit, induce_floor=floor), acts=capture(model, locating)
@@ -275,7 +275,7 @@ def test_the_whole_path_to_a_card_runs_with_given_tokens(model, small, swept, mo
 
 def test_a_refusal_word_counts_with_and_without_a_leading_space(model, small):
     found = readout(model, small.locate, openings=["I"])
-    spelled = {token.lstrip("Ġ▁") for token in found.tokens}
+    spelled = {token.lstrip("Ġ▁") for token in model.tokenizer.convert_ids_to_tokens(list(found.first_tokens))}
     assert spelled == {"I"}
     assert len(found) == 2
 

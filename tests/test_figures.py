@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from refusalscope import figures
+from refusalscope.claims import claim
 from refusalscope.errors import ResultError
 from refusalscope.figure_record import MAX_COLUMNS, MAX_ROWS, make_record
 from refusalscope.figures import Record, SavedFigure, compare, read_manifest, read_record, save
@@ -410,3 +411,17 @@ def test_a_saved_figure_is_frozen(tmp_path: Path):
     figure = saved(tmp_path)
     with pytest.raises(FrozenInstanceError):
         figure.claim = "other"
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_figure_whose_claim_does_not_hold_is_not_saved(holds: bool, tmp_path: Path):
+    """The figure takes its sentence from a claim; one that the numbers contradict leaves no file."""
+    told = claim("one is less than two", holds, {"one": 1, "two": 2})
+    frame = pd.DataFrame({"one": [1]})
+    if holds:
+        assert save(Figure(), "margins", data=frame, claim=told, folder=tmp_path).claim == told.sentence
+        assert read_record(tmp_path / "margins.json").claim == told.sentence
+        return
+    with pytest.raises(ResultError, match=r"margins: its claim DOES NOT HOLD: one is less than two .*two: 2"):
+        save(Figure(), "margins", data=frame, claim=told, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []

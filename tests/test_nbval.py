@@ -35,6 +35,7 @@ CELLS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "held": (SET, {"text/plain": ["['1', '1', 'false']"]}),
     "digits": (SHOWN.format(claim="it holds", digits="2.72"), {"text/plain": ["it holds"], "text/html": ["3.14"]}),
     "claim": (SHOWN.format(claim="it holds", digits="3.14"), {"text/plain": ["it fails"], "text/html": ["3.14"]}),
+    "broken": (SHOWN.format(claim="DOES NOT HOLD: x", digits="1"), {"text/plain": ["DOES NOT HOLD: x"]}),
     "failing": ("1 / 0", {"text/plain": ["0"]}),
     "saving": (SAVED, {"text/plain": ["figure margins saved: it holds"]}),
 }
@@ -51,7 +52,7 @@ def write(folder: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """Five notebooks under this repository's settings, and the record of a figure whose number has drifted since."""
+    """Six notebooks under this repository's settings, and the record of a figure whose number has drifted since."""
     root = tmp_path_factory.mktemp("checkout")
     for name in ("notebooks", "figures", "tests"):
         (root / name).mkdir()
@@ -80,15 +81,16 @@ TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
 @pytest.mark.parametrize(
     ("options", "red"),
     [
-        (("--nbval",), {"claim", "failing"}),
-        (("--nbval-lax",), {"failing"}),
-        (("--nbval", *TWO_AT_ONCE), {"claim", "failing"}),
+        (("--nbval",), {"claim", "broken", "failing"}),
+        (("--nbval-lax",), {"broken", "failing"}),
+        (("--nbval", *TWO_AT_ONCE), {"claim", "broken", "failing"}),
     ],
 )
 def test_a_flipped_claim_turns_nbval_red_digits_in_html_do_not_and_a_drifted_record_is_named(checkout, options, red):
     code, states, said = typed(checkout, *options, "notebooks/")
     assert states == {name: "FAILED" if name in red else "PASSED" for name in CELLS}, said
     assert "margins: data: row 0, margin: 2.0 became 1.0" in said
+    assert "DOES NOT HOLD: x" in said
     assert code == 1
 
 

@@ -158,6 +158,15 @@ BROKEN: dict[str, tuple[Callable[[dict], None], str]] = {
     "decimals in a result": (plain("margin 3.14 nats"), "decimals"),
     "an exponent in a result": (plain("KL 3e-05"), "decimals"),
     "decimals printed": (output(output_type="stream", name="stdout", text=["margin 3.14"]), "decimals"),
+    "a claim that does not hold": (plain("DOES NOT HOLD: refusal is optional"), "DOES NOT HOLD: refusal is optional"),
+    "a claim that does not hold, among others": (
+        plain("['Holds: one',\n 'DOES NOT HOLD: two']"),
+        "code cell 3 stores a claim that its numbers do not bear out",
+    ),
+    "a claim that does not hold, printed": (
+        output(output_type="stream", name="stdout", text=["DOES NOT HOLD: it is"]),
+        "numbers do not bear out",
+    ),
     "a digit in prose": (source(3, "It is layer 4."), "digit in prose: 'It is layer 4.'"),
     "a digit in the text of a link": (source(3, "[layer 4](https://example.org)"), "digit in prose"),
     "a numbered list": (source(3, "1. First"), "digit in prose"),

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 
 from refusalscope import canvas, plotting
 from refusalscope.errors import MeasurementError
-from refusalscope.rule import Rule
+from refusalscope.rule import Cell, Rule, default_rule
 
 TITLE = "one direction carries refusal"
 PLACEBO = (5.5, 6.5)
@@ -441,7 +441,7 @@ def test_the_grid_draws_baselines_and_limit_and_names_them():
 @pytest.mark.parametrize("n_layers", [10, 11, 14, 15, 18, 26, 32, 35])
 def test_the_grid_shades_the_layers_that_the_rule_leaves_out(n_layers: int):
     figure = plotting.selection_grid(CELLS, title=TITLE, baselines={}, n_layers=n_layers)
-    left = [layer for layer in range(n_layers) if layer < Rule().layer_share * n_layers]
+    left = [layer for layer in range(n_layers) if default_rule(n_layers).is_early(Cell(layer, -1), n_layers)]
     assert spans(figure.axes[0], vertical=True) == [(max(left) + 0.5, n_layers - 0.5)]
     plt.close(figure)
 

@@ -174,7 +174,7 @@ def busy(*_args, **_kwargs):
 WITH_A_SWITCH = {
     "measure": (report_card, "measure_all", lambda m, p, r, on: rs.measure(m, p, plan="quick", progress=on)),
     "answers": (optionality_measured, "baseline", lambda m, p, r, on: answers(m, p, r, [], progress=on)),
-    "measured": (optionality_measured, "plain", lambda m, p, r, on: measured(m, p, r, progress=on)),
+    "measured": (optionality_measured, "ground", lambda m, p, r, on: measured(m, p, r, progress=on)),
     "recovered": (
         recovery_scores,
         "bench_of",

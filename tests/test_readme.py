@@ -11,9 +11,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.main import get_command
 
+from audit_cases import PLANTED
 from refusalscope.cli import app
 from refusalscope.results import GuardrailCard
 
@@ -117,6 +119,67 @@ def test_a_missing_link_is_noticed_and_an_address_is_none(tmp_path):
     (tmp_path / "a.md").touch()
     shown = "[a](a.md) [a part](a.md#part) [b](b.md) ![c](figures/c.png) [d](https://example.org/d)"
     assert missing_links(shown, tmp_path) == ["b.md", "figures/c.png"]
+
+
+PATHS = ("README.md", "CONTRIBUTING.md", "RESPONSIBLE_USE.md")
+PLACES = (".", "toolkit/refusalscope", "notebooks", "tests", "figures")
+ENDINGS = ("py", "md", "toml", "csv", "txt", "jsonl", "ipynb", "json", "j2")
+MADE = ("build/", "card.json", "card.html", "organism.json", "runs/")  # by a run, or a reader's own
+
+
+def missing_paths(document: str, root: Path) -> list[str]:
+    """Paths in backticks that are not there, below the repository or one of the places that documents speak of."""
+    said = re.findall(r"`([^`\s]+)`", re.sub(r"^```.*?^```$", "", document, flags=re.M | re.S))
+    paths = [name for name in said if re.fullmatch(r"[\w./*-]+", name) and _names_a_file(name)]
+    paths = [name for name in paths if not name.startswith(MADE)]
+    return [name for name in paths if not any(any(root.glob(f"{place}/{name}")) for place in PLACES)]
+
+
+def _names_a_file(name: str) -> bool:
+    return name.endswith("/") or name.rpartition(".")[2] in ENDINGS or name.startswith(("data/", "tests/", "toolkit/"))
+
+
+@pytest.mark.parametrize("document", PATHS)
+def test_every_path_in_backticks_exists(document):
+    assert missing_paths(text(document), ROOT) == []
+
+
+def test_a_path_in_backticks_that_is_not_there_is_noticed(tmp_path):
+    (tmp_path / "toolkit" / "refusalscope").mkdir(parents=True)
+    (tmp_path / "toolkit" / "refusalscope" / "rule.py").touch()
+    shown = "`rule.py` `result_files.py` `rs.load` `data/audit/cases.csv` `organisms/` `make test` `build/card.json`"
+    assert missing_paths(shown, tmp_path) == ["result_files.py", "data/audit/cases.csv", "organisms/"]
+
+
+def wrong_counts(document: str, root: Path) -> list[str]:
+    """What the document on responsible use counts otherwise than the files do."""
+    cases = pd.read_csv(root / "data" / "audit" / "cases.csv")
+    edited, all_of = int(cases["positive"].sum()), len(cases)
+    along = cases[(cases["positive"] == 1) & ~cases["kind"].str.contains("relapse")]
+    true = {
+        "Six rules": len(re.findall(r"^\| \*\*C\d\*\*", document, re.M)) == 6,
+        f"{edited} edited and {all_of - edited} benign candidates of {cases['family'].nunique()} organisms": True,
+        "Weights are edited only along the subspace that a recipe planted": set(along["family"]) <= set(PLANTED),
+        "One tampered organism ships": len(list((root / "data" / "organisms").glob("relapsed-*"))) == 1,
+    }
+    return [said for said, holds in true.items() if not holds or said not in document]
+
+
+def test_what_responsible_use_counts_is_what_there_is():
+    assert wrong_counts(text("RESPONSIBLE_USE.md"), ROOT) == []
+
+
+WRONG = [("152 edited", "151 edited"), ("Six rules", "Five rules"), ("| **C6**", "")]
+
+
+@pytest.mark.parametrize(("true", "false"), WRONG)
+def test_a_wrong_count_in_responsible_use_is_noticed(true, false):
+    assert len(wrong_counts(text("RESPONSIBLE_USE.md").replace(true, false), ROOT)) == 1
+
+
+def test_no_tampered_checkpoint_is_made_from_a_located_direction():
+    source = text("tests/audit_cases.py")
+    assert not re.search(r"locat(e\b|ors)|mean_difference|capture", source.split('"""', 2)[2])
 
 
 def test_every_make_target_the_documents_name_exists():

@@ -15,7 +15,17 @@ from refusalscope.replay import GRID, read_grid
 from refusalscope.rule import Cell, Rule
 
 SHARED = Path(os.environ.get("REFUSALSCOPE_SHARED", Path(__file__).parents[2] / "shared")) / "published_runs"
-LAYERS = {"gemma-2b-it": 18, "meta-llama-3-8b-instruct": 32, "qwen-1_8b-chat": 24}
+LAYERS = {
+    "gemma-2b-it": 18,
+    "meta-llama-3-8b-instruct": 32,
+    "qwen-1_8b-chat": 24,
+    "llama-3.2-1b-instruct": 16,
+    "replication/Llama-2-13b-chat-hf": 40,
+    "replication/Meta-Llama-3-8B-Instruct": 32,
+    "replication/Qwen-1_8B-chat": 24,
+    "replication/gemma-2b-it": 18,
+}
+THEIRS = {"refusal_score": "bypass_score", "steering_score": "induce_score"}  # as the replication names the scores
 LEAST_SAVING = 3.5
 
 
@@ -29,12 +39,20 @@ def row(layer: int, position: int = -1, *, bypass=-1.0, induce=1.0, kl=0.01) -> 
     }
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A function from rows (or text) to a run folder that holds them as its grid."""
+def respelled(rows):
+    """The same rows with the names of the replication; text stays as it is."""
+    if isinstance(rows, str):
+        return rows
+    return [{THEIRS.get(key, key): value for key, value in one.items()} for one in rows]
+
+
+@pytest.fixture(params=["as Arditi et al.", "as the replication"])
+def run(request, tmp_path):
+    """A function from rows (or text) to a run folder that holds them as its grid, with either names of the scores."""
+    named = respelled if request.param == "as the replication" else lambda rows: rows
 
     def write(rows) -> Path:
-        file = tmp_path / GRID
+        file, rows = tmp_path / GRID, named(rows)
         file.parent.mkdir(exist_ok=True)
         file.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
         return tmp_path
@@ -57,6 +75,12 @@ def test_the_rule_chooses_the_authors_cell(published, mode):
     assert replay(folder, layers, mode=mode).chosen == Cell(stated["layer"], stated["pos"])
 
 
+def test_no_published_run_is_left_out():
+    if not SHARED.is_dir():
+        pytest.skip(f"the published runs are not here: set REFUSALSCOPE_SHARED to the folder that holds {SHARED.name}/")
+    assert {str(file.parents[1].relative_to(SHARED)) for file in SHARED.rglob(str(GRID))} == set(LAYERS)
+
+
 def test_the_winner_saves_most_of_the_prompt_forwards(published):
     folder, layers = published
     found = replay(folder, layers)
@@ -68,7 +92,7 @@ def test_a_rule_without_its_filters_chooses_otherwise(published):
     """Positive control: only for Llama 3 is the authors' cell simply the one with the least margin."""
     folder, layers = published
     free = replay(folder, layers, rule=Rule(kl_limit=1e9, induce_floor=-1e9, layer_share=1.0))
-    assert (free.chosen == replay(folder, layers).chosen) == ("llama" in folder.name)
+    assert (free.chosen == replay(folder, layers).chosen) == ("llama-3" in folder.name.lower())
 
 
 GRIDS = {
@@ -125,6 +149,25 @@ MALFORMED = {
 def test_what_is_no_grid_is_refused_by_file_name(run, case):
     with pytest.raises(MeasurementError, match=r"direction_evaluations\.json"):
         replay(run(MALFORMED[case]), 10)
+
+
+def test_a_grid_with_neither_name_of_a_score_is_told_both(run):
+    rows = [{key: value for key, value in row(1).items() if key != "steering_score"}]
+    with pytest.raises(MeasurementError, match="steering_score or induce_score"):
+        replay(run([{**one, "induction": 1.0} for one in rows]), 10)
+
+
+def test_a_score_under_both_of_its_names_is_refused(run):
+    both = [row(1) | respelled([row(1)])[0]]
+    with pytest.raises(MeasurementError, match="refusal_score or bypass_score"):
+        replay(run(json.dumps(both)), 10)
+
+
+def test_the_cut_decides_on_a_grid_as_on_a_model(run):
+    """Layer 25 of 32 has the least margin: it is before 25.6, and not before int(25.6)."""
+    folder = run([row(20, -5, bypass=-6.748), row(25, bypass=-6.9)])
+    assert replay(folder, 32).chosen == Cell(20, -5)
+    assert replay(folder, 32, rule=Rule(layer_cut="printed")).chosen == Cell(25, -1)
 
 
 def test_bytes_that_are_no_text_are_refused(run):

@@ -200,7 +200,7 @@ def of(prompts, keep) -> ContrastSet:
 def test_a_model_that_does_not_refuse_gives_a_card_that_says_so(tiny, prompts, tmp_path):
     found = few(tiny, prompts)
     assert (found.verdict.state, found.effect, found.optionality) == ("undetermined", None, None)
-    assert "no first token has at least" in found.verdict.reasons[0]
+    assert "none of its own replies" in found.verdict.reasons[0]
     assert not re.search("['\"]", found.verdict.reasons[0]), "no token is spelled"
     found.save(tmp_path)
     assert "Not measured" in (tmp_path / "card.html").read_text(encoding="utf-8")

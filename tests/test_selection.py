@@ -17,7 +17,7 @@ from refusalscope import capture, locate, select
 from refusalscope.errors import MeasurementError, SelectionError
 from refusalscope.organisms.language import language
 from refusalscope.reading import readout
-from refusalscope.rule import KINDS, Cell, Rule, Scorer, naive_cost, search
+from refusalscope.rule import KINDS, Cell, Rule, Scorer, default_rule, naive_cost, search
 from refusalscope.scoring import ModelScorer
 from refusalscope.selection import estimated_cost, near_ties
 from refusalscope.subspace import Candidates
@@ -55,11 +55,11 @@ def random_table(seed: int) -> Table:
     return Table(frame, layers)
 
 
-def brute_force(frame: pd.DataFrame, n_layers: int) -> Cell | None:
-    """The rule as the paper states it, cell by cell; the first of equals."""
+def brute_force(frame: pd.DataFrame, n_layers: int, *, rounded=int) -> Cell | None:
+    """The rule as the reference implementation applies it, cell by cell; the first of equals."""
     best, least = None, math.inf
     for row in frame.itertuples():
-        allowed = row.kl < 0.1 and row.induce > 0 and row.layer < 0.8 * n_layers
+        allowed = row.kl < 0.1 and row.induce > 0 and row.layer < rounded(0.8 * n_layers)
         if allowed and row.bypass < least:
             best, least = Cell(row.layer, row.position), row.bypass
     return best
@@ -82,6 +82,62 @@ def test_both_modes_find_what_brute_force_finds_on_random_grids():
             else:
                 assert search(table, cells_of(table), rule=Rule(), mode=mode).chosen == expected, seed
     assert 0 < empty < 400
+
+
+def early(layers: int, **options) -> list[int]:
+    """The layers that a rule considers."""
+    return [layer for layer in range(layers) if Rule(**options).is_early(Cell(layer, -1), layers)]
+
+
+@pytest.mark.parametrize("layers", [*range(1, 200), 1000, 10_000])
+def test_the_reference_cut_is_rounded_down_and_the_printed_one_is_not(layers):
+    """Four fifths in whole numbers: no product of floats can be a hair off."""
+    assert early(layers) == list(range(4 * layers // 5))
+    assert early(layers, layer_cut="printed") == [layer for layer in range(layers) if 5 * layer < 4 * layers]
+
+
+CUTS = {5: (4, 4), 6: (4, 5), 16: (12, 13), 18: (14, 15), 24: (19, 20), 30: (24, 24), 32: (25, 26), 40: (32, 32)}
+
+
+@pytest.mark.parametrize("layers", CUTS)
+def test_the_first_late_layer_of_models_of_known_depth(layers):
+    cuts = Rule().first_late(layers), Rule(layer_cut="printed").first_late(layers)
+    assert cuts == CUTS[layers]
+
+
+@pytest.mark.parametrize(("share", "layers", "first"), [(0.29, 100, 29), (0.7, 10, 7), (0.57, 100, 57), (1.0, 7, 7)])
+def test_a_share_that_floats_cannot_hold_is_cut_where_its_decimals_say(share, layers, first):
+    assert Rule(layer_share=share).first_late(layers) == first
+    assert Rule(layer_share=share, layer_cut="printed").first_late(layers) == first
+
+
+def test_the_two_cuts_choose_differently_where_the_cell_of_least_margin_lies_between_them():
+    """As in Yi-6B-chat: of 32 layers the 20th is chosen; the 25th, before 25.6 but not before int(25.6), has less."""
+    frame = pd.DataFrame({"layer": range(32), "position": -1, "bypass": 0.0, "induce": 1.0, "kl": 0.05})
+    frame.loc[20, "bypass"], frame.loc[25, "bypass"] = -6.7, -6.9
+    table = Table(frame, 32)
+    for cut, layer in (("reference", 20), ("printed", 25)):
+        for mode in ("winner", "map"):
+            found = search(table, cells_of(table), rule=Rule(layer_cut=cut), mode=mode)
+            assert found.chosen == Cell(layer, -1)
+
+
+def test_an_unknown_way_to_cut_is_refused():
+    with pytest.raises(Exception, match="'rounded'"):  # the type check of the tests, or the rule's own
+        Rule(layer_cut="rounded")
+
+
+def test_short_models_are_cut_as_printed_unless_a_rule_is_given():
+    assert [default_rule(layers).layer_cut for layers in (3, 6, 9, 10, 32)] == ["printed"] * 3 + ["reference"] * 2
+    assert default_rule(6) == Rule(layer_cut="printed")
+    assert default_rule(10) == Rule()
+
+
+def test_an_error_spells_the_cut_that_was_made():
+    frame = pd.DataFrame({"layer": range(10), "position": -1, "bypass": -1.0, "induce": 1.0, "kl": 0.5})
+    for cut, said in (("reference", r"layer < int\(0\.8 L\)\)"), ("printed", r"layer < 0\.8 L\)")):
+        with pytest.raises(SelectionError, match=said):
+            search(Table(frame, 10), cells_of(Table(frame, 10)), rule=Rule(layer_cut=cut), mode="winner")
 
 
 def test_every_cell_has_a_row_a_reason_and_exactly_one_is_chosen():
@@ -189,7 +245,7 @@ def naive_sweep(model, directions: torch.Tensor, restricted: list, harmless: lis
 
 
 def naive_choice(sweep: pd.DataFrame, n_layers: int) -> Cell:
-    chosen = brute_force(sweep, n_layers)
+    chosen = brute_force(sweep, n_layers, rounded=math.ceil)  # organisms are short, and cut as printed
     assert chosen is not None
     return chosen
 

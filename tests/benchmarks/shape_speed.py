@@ -28,7 +28,7 @@ from selection_speed import cut, push
 import refusalscope as rs
 from refusalscope.footprint import flops_per_prompt, memory, size_of
 from refusalscope.machine import measured_machine
-from refusalscope.model.live import from_live
+from refusalscope.model import load
 from refusalscope.organisms.tokens import tokenizer
 from refusalscope.reading.readout import log_odds
 from refusalscope.rule import Cell, Rule, search
@@ -119,7 +119,7 @@ def measured(shape: str, asked: Asked, *, device: str) -> Speed:
     prompts, made = requests(asked), tokenizer()
     lists = made(list(prompts.texts), add_special_tokens=False).input_ids
     naive = naively(module, [lists[: asked.prompts], lists[asked.prompts :]], asked)
-    model = replace(from_live(module, made, name=shape), batch_size=asked.batch)
+    model = replace(load(module, tokenizer=made, name=shape), batch_size=asked.batch)
     vectors = torch.randn(model.n_layers, model.n_positions, 1, model.d_model, dtype=torch.float64)
     candidates = rs.Candidates(vectors, "random", (1, 1))
     every = range(0, int(0.8 * model.n_layers), max(1, int(0.8 * model.n_layers) // asked.layers))

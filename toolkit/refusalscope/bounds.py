@@ -13,7 +13,7 @@ from refusalscope.errors import SelectionError
 from refusalscope.model.chat import ChatModel
 from refusalscope.prompts import Prompts
 from refusalscope.reading.readout import Readout
-from refusalscope.rule import Cell, Kind, Mode, Rule, search
+from refusalscope.rule import Cell, Kind, Mode, Rule, default_rule, search
 from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import Candidates
 
@@ -30,7 +30,7 @@ def selection_bounds(
     early cell induces, all but the last damage, and every forward is whole. Where the rule takes no layer as early,
     the mode ``winner`` asks for nothing, and both are zero.
     """
-    rule = rule or Rule()
+    rule = rule or default_rule(model.n_layers)
     early = [layer for layer in range(model.n_layers) if rule.is_early(Cell(layer, -1), model.n_layers)]
     last = Cell(early[-1], -1) if early else None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from refusalscope.reprs import Shown, facts
 
+BROKEN = "DOES NOT HOLD"
+
 
 @dataclass(frozen=True, repr=False)
 class Claim(Shown):
@@ -17,7 +19,7 @@ class Claim(Shown):
     evidence: Mapping[str, object]
 
     def __repr__(self) -> str:
-        return f"{'Holds' if self.holds else 'DOES NOT HOLD'}: {self.sentence}"
+        return f"{'Holds' if self.holds else BROKEN}: {self.sentence}"
 
     def _repr_html_(self) -> str:
         return facts(self.evidence, caption=repr(self))

@@ -28,7 +28,9 @@ class DtypeName(StrEnum):
     float16 = "float16"
 
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face format, or a Hub id.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face format, a GGUF file, or a Hub id.")
+]
 PromptFile = Annotated[
     Path, typer.Option("--prompts", metavar="FILE", help="A contrast set: .jsonl, .csv, .parquet or a saved dataset.")
 ]

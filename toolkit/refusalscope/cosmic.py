@@ -19,7 +19,7 @@ from refusalscope.model.hooking import hooked
 from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
 from refusalscope.reprs import Shown
-from refusalscope.rule import Cell, Rule
+from refusalscope.rule import Cell, Rule, default_rule
 from refusalscope.selection import refuse_strangers
 from refusalscope.subspace import Candidates, NotExported, Subspace
 
@@ -79,7 +79,7 @@ def cosmic(
     apart = cosine_similarity(restricted, harmless, dim=-1)
     layers = apart.argsort()[: max(1, round(share * model.n_layers))].tolist()
     cells = [Cell(*cell) for cell in candidates.cells() if not candidates.is_empty(*cell)]
-    cells = [cell for cell in cells if (rule or Rule()).is_early(cell, model.n_layers)]
+    cells = [cell for cell in cells if (rule or default_rule(model.n_layers)).is_early(cell, model.n_layers)]
     if not cells:
         raise SelectionError("Every candidate in the layers the rule allows is empty: the classes do not differ there.")
     ablated = _ablated(model, [candidates.at(*cell) for cell in cells], prompts.restricted)

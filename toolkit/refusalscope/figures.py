@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from refusalscope.claims import BROKEN, Claim
 from refusalscope.errors import ResultError
 from refusalscope.figure_record import Record as Record
 from refusalscope.figure_record import compare as compare
@@ -58,7 +59,7 @@ def save(
     name: str,
     *,
     data: pd.DataFrame | Mapping[str, pd.DataFrame],
-    claim: str,
+    claim: str | Claim,
     notebook: str = "",
     recipe: str = "",
     seed: int | None = None,
@@ -73,7 +74,8 @@ def save(
     Args:
         name: file name without suffix, of a-z, 0-9 and _.
         data: the tidy frames that were drawn, without a named index; one frame is the table "data".
-        claim: what the figure shows, one line, without digits that could wobble.
+        claim: what the figure shows, one line, without digits that could wobble. Give a `Claim`, the sentence with
+            the comparison of numbers behind it, wherever the sentence can be wrong: one that does not hold is refused.
         notebook: the notebook that made it, as `02_locate`.
         recipe: digest of the recipe of the organism shown.
         seed: the seed that was applied.
@@ -81,8 +83,10 @@ def save(
         tolerance: column to absolute tolerance; for the default see `compare`.
 
     Raises:
-        ResultError: the record is not of the closed schema, or the folder is missing or cannot be written.
+        ResultError: the claim does not hold, the record is not of the closed schema, or the folder is missing or
+            cannot be written.
     """
+    claim = _borne_out(name, claim)
     tables = {"data": data} if isinstance(data, pd.DataFrame) else data
     record = make_record(name, tables, claim=claim, notebook=notebook, seed=seed, tolerance=tolerance or {})
     written = record.to_json().encode()
@@ -95,6 +99,19 @@ def save(
     _enter(target, dict(zip(MANIFEST_COLUMNS, values, strict=True)))
     plt.close(figure)
     return SavedFigure(name, claim, target, drawn["png"])
+
+
+def _borne_out(name: str, claim: str | Claim) -> str:
+    """The sentence of a claim that holds; a plain sentence as it is."""
+    if isinstance(claim, str):
+        return claim
+    if not claim.holds:
+        numbers = "; ".join(f"{what}: {number}" for what, number in claim.evidence.items())
+        raise ResultError(
+            f"Figure {name}: its claim {BROKEN}: {claim.sentence} ({numbers or 'no evidence given'}). "
+            "State what the numbers show."
+        )
+    return claim.sentence
 
 
 def read_manifest(folder: Path | str) -> list[dict[str, str]]:

@@ -10,10 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from refusalscope.errors import MeasurementError
-from refusalscope.rule import Cell, Kind, Mode, Rule, Search, search
+from refusalscope.rule import Cell, Kind, Mode, Rule, Search, default_rule, search
 
 GRID = Path("select_direction") / "direction_evaluations.json"
-COLUMNS = {"refusal_score": "bypass", "steering_score": "induce", "kl_div_score": "kl"}
+KEYS: dict[Kind, tuple[str, ...]] = {  # as Arditi et al. name the scores, and as a published replication does
+    "bypass": ("refusal_score", "bypass_score"),
+    "induce": ("steering_score", "induce_score"),
+    "kl": ("kl_div_score",),
+}
 PUBLISHED_N = 32
 
 
@@ -55,21 +59,23 @@ class PublishedGrid:
 def read_grid(run: Path | str, layers: int) -> PublishedGrid:
     """Returns the selection grid of a run folder of the ``refusal_direction`` repository (Arditi et al. 2024).
 
+    The scores may have the names of that repository (``refusal_score``, ``steering_score``) or those of its published
+    replication (``bypass_score``, ``induce_score``).
+
     Raises:
         MeasurementError: naming the file, when it is missing, is no grid, or holds layers the model does not have.
     """
     file = Path(run) / GRID
+    spellings = ", ".join(" or ".join(names) for names in KEYS.values())
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        table = pd.DataFrame(rows).rename(columns=COLUMNS)
-        frame = pd.DataFrame({name: table[name] for name in ("layer", "position", *COLUMNS.values())})
-        frame = frame.astype(dict.fromkeys(COLUMNS.values(), float))
+        table = _with_our_names(pd.DataFrame(rows))
+        frame = pd.DataFrame({name: table[name] for name in ("layer", "position", *KEYS)})
+        frame = frame.astype(dict.fromkeys(KEYS, float))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MeasurementError(f"{file}: not found. Give the run folder that holds {GRID.parent}/.") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MeasurementError(
-            f"{file}: not a selection grid: needs layer, position and {', '.join(COLUMNS)}."
-        ) from error
+        raise MeasurementError(f"{file}: not a selection grid: needs layer, position and {spellings}.") from error
     if frame.empty or any(frame[column].dtype.kind != "i" for column in ("layer", "position")):
         raise MeasurementError(f"{file}: not a selection grid: layer and position must be whole numbers in every row.")
     cells = list(zip(frame["layer"].tolist(), frame["position"].tolist(), strict=True))
@@ -86,4 +92,12 @@ def read_grid(run: Path | str, layers: int) -> PublishedGrid:
 def replay(run: Path | str, layers: int, *, mode: Mode = "winner", rule: Rule | None = None) -> Search:
     """Returns what the rule chooses on a published grid, with the prompt-forwards either way of searching needs."""
     grid = read_grid(run, layers)
-    return search(grid, grid.cells(), rule=rule or Rule(), mode=mode)
+    return search(grid, grid.cells(), rule=rule or default_rule(layers), mode=mode)
+
+
+def _with_our_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Renames the score columns; a file that spells one score in both ways is no grid, and raises ValueError."""
+    ours = {theirs: kind for kind, names in KEYS.items() for theirs in names if theirs in table.columns}
+    if len(set(ours.values())) < len(ours):
+        raise ValueError(f"a score is spelled in two ways: {sorted(ours)}")
+    return table.rename(columns=ours)

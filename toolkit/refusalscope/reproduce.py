@@ -16,10 +16,11 @@ from typing import Literal
 
 import nbformat
 
+from refusalscope.claims import BROKEN
 from refusalscope.errors import ResultError
 from refusalscope.figures import FOLDER_VARIABLE, compare, read_record
 
-Verdict = Literal["claims hold", "claims changed", "failed"]
+Verdict = Literal["claims hold", "claim broken", "claims changed", "failed"]
 MOST_AT_ONCE = 4
 
 
@@ -28,9 +29,9 @@ class Run:
     """One executed notebook.
 
     Attributes:
-        verdict: whether every text output equals the stored one.
+        verdict: whether every claim holds, and every text output equals the stored one.
         claims: how many text outputs were compared.
-        detail: the first cell that changed or failed, or empty.
+        detail: the claim that does not hold, or the first cell that changed or failed, or empty.
         executed: where the executed copy lies.
         started, ended: UTC, in ISO 8601, to the second.
         figures: what it saved while it ran, by name.
@@ -150,10 +151,17 @@ def _executed(notebook: Path, copy: Path) -> Run:
         return Run(notebook.stem, "failed", 0, time.perf_counter() - began, str(error).strip().splitlines()[-1], copy)
     again = nbformat.read(copy, as_version=4)
     then, now = _claims(stored), _claims(again)
+    if broken := [f"code cell {cell}: {line}" for cell, text in now.items() for line in _broken(text)]:
+        return Run(notebook.stem, "claim broken", len(now), time.perf_counter() - began, "; ".join(broken), copy)
     changed = [cell for cell in sorted({*then, *now}) if then.get(cell) != now.get(cell)]
     detail = f"code cell {changed[0]} says something else than the stored output" if changed else ""
     verdict: Verdict = "claims changed" if changed else "claims hold"
     return Run(notebook.stem, verdict, len(now), time.perf_counter() - began, detail, copy)
+
+
+def _broken(text: str) -> list[str]:
+    """The lines of a result that state a claim which the numbers do not bear out, stored or not."""
+    return [line.strip() for line in text.splitlines() if BROKEN in line]
 
 
 def _claims(notebook: nbformat.NotebookNode) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -13,7 +14,10 @@ from refusalscope.reprs import Shown, facts
 
 Kind = Literal["bypass", "induce", "kl"]
 Mode = Literal["winner", "map"]
+LayerCut = Literal["reference", "printed"]
 KINDS: tuple[Kind, ...] = ("bypass", "induce", "kl")
+ROUNDING = 1e-9  # of a product of floats: 0.29 · 100 is 28.999…
+SHORT = 10  # layers: below, rounding down discards more than a tenth of the model on top of the share
 
 
 class Cell(NamedTuple):
@@ -33,16 +37,46 @@ class Rule(Shown):
     Attributes:
         kl_limit: nats; a candidate at or above it is discarded.
         induce_floor: nats; a candidate at or below it is discarded.
-        layer_share: layers ``l ≥ layer_share · L`` are discarded: too close to the unembedding.
+        layer_share: the share of the L layers that is considered; later layers are too close to the unembedding.
+        layer_cut: how the share becomes a layer. ``reference`` discards ``l ≥ int(layer_share · L)``, as the authors'
+            code does; ``printed`` discards ``l ≥ layer_share · L``, as the paper prints it. They differ by one layer
+            where the product is no whole number, and then in what they choose: of Yi-6B-chat (32 layers) the
+            published choice is found with ``reference`` only.
     """
 
     kl_limit: float = 0.1
     induce_floor: float = 0.0
     layer_share: float = 0.8
+    layer_cut: LayerCut = "reference"
+
+    def __post_init__(self) -> None:
+        """Refuses a way to cut that there is not."""
+        if self.layer_cut not in ("reference", "printed"):
+            raise MeasurementError(f"layer_cut {self.layer_cut!r} is unknown: use 'reference' or 'printed'.")
+
+    def first_late(self, n_layers: int) -> int:
+        """Returns the first layer that the rule discards in a model of ``n_layers``; ``n_layers`` for none."""
+        depth = self.layer_share * n_layers
+        return math.floor(depth + ROUNDING) if self.layer_cut == "reference" else math.ceil(depth - ROUNDING)
 
     def is_early(self, cell: Cell, n_layers: int) -> bool:
         """True where the rule considers the cell's layer at all."""
-        return cell.layer < self.layer_share * n_layers
+        return cell.layer < self.first_late(n_layers)
+
+    def spelled(self) -> str:
+        """Returns the three conditions, as an error states them."""
+        depth = f"{self.layer_share:g} L"
+        cut = f"int({depth})" if self.layer_cut == "reference" else depth
+        return f"KL < {self.kl_limit:g} nats, induction > {self.induce_floor:g}, layer < {cut}"
+
+
+def default_rule(n_layers: int) -> Rule:
+    """Returns the rule for a model of ``n_layers`` where none is given: the reference one, but for short models.
+
+    Below ten layers the share is cut as printed. Rounded down, 0.8 L would take two of six layers instead of one, and
+    of a guarded organism, whose guard is read from its fifth layer on, no cell would be left to choose.
+    """
+    return Rule() if n_layers >= SHORT else Rule(layer_cut="printed")
 
 
 @runtime_checkable
@@ -115,8 +149,7 @@ def diagnosis(frame: pd.DataFrame, rule: Rule) -> str:
     else:
         nearest = f" Best rejected cell: {_spelled(scored.sort_values('bypass', kind='stable').to_dict('records')[0])}."
     return (
-        f"No cell of {len(frame)} survives the selection rule (KL < {rule.kl_limit:g} nats, "
-        f"induction > {rule.induce_floor:g}, layer < {rule.layer_share:g} L). Removed: {counts}.{nearest} "
+        f"No cell of {len(frame)} survives the selection rule ({rule.spelled()}). Removed: {counts}.{nearest} "
         "Check that the model refuses the restricted prompts."
     )
 

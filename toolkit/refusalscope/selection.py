@@ -16,7 +16,7 @@ from refusalscope.model.chat import ChatModel
 from refusalscope.prompts import Prompts
 from refusalscope.reading.readout import Readout
 from refusalscope.reprs import Shown, facts
-from refusalscope.rule import Cell, Kind, Mode, Rule, search
+from refusalscope.rule import Cell, Kind, Mode, Rule, default_rule, search
 from refusalscope.scoring import ModelScorer
 from refusalscope.stats import Estimate
 from refusalscope.subspace import Candidates, NotExported, Subspace
@@ -104,7 +104,7 @@ def select(
     if not len(prompts.restricted) or not len(prompts.harmless):
         raise MeasurementError(f"Selection needs restricted and harmless prompts; got {prompts!r}.")
     refuse_strangers(model, candidates)
-    began, rule = time.perf_counter(), rule or Rule()
+    began, rule = time.perf_counter(), rule or default_rule(model.n_layers)
     scorer = ModelScorer(model, candidates, prompts, readout)
     chosen = search(scorer, [Cell(*cell) for cell in candidates.cells()], rule=rule, mode=mode)
     baselines = {
@@ -143,7 +143,8 @@ def estimated_cost(model: ChatModel, prompts: Prompts, *, rule: Rule | None = No
     the best candidates damage the model. ``bounds.selection_bounds`` has the most it can be.
     """
     n = max(len(prompts.restricted), len(prompts.harmless))
-    early = [layer for layer in range(model.n_layers) if (rule or Rule()).is_early(Cell(layer, -1), model.n_layers)]
+    rule = rule or default_rule(model.n_layers)
+    early = [layer for layer in range(model.n_layers) if rule.is_early(Cell(layer, -1), model.n_layers)]
     induce = sum((model.n_layers - layer) / model.n_layers if model.can_resume else 1.0 for layer in early)
     return n * (2 + model.n_positions * (induce + len(early)) + 1)
 

@@ -20,7 +20,7 @@ from refusalscope.model.digests import rendered_digest
 from refusalscope.placebo import random_like
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.reading import Readout, readout
-from refusalscope.rule import Cell, Rule
+from refusalscope.rule import Cell, default_rule
 from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import NotExported, Subspace
 
@@ -125,7 +125,8 @@ def known(model: ChatModel, prompts: ContrastSet, *, seed: int = 0) -> Known:
             f"{model.origin.name} refuses {refused:.0%} of the restricted prompts: no reference for refusal."
         )
     candidates = mean_difference(*capture(model, parts[0]))
-    found = searched(ModelScorer(model, candidates, parts[1], read), _cells(candidates), rule=Rule())
+    scorer, rule = ModelScorer(model, candidates, parts[1], read), default_rule(candidates.n_layers)
+    found = searched(scorer, _cells(candidates), rule=rule)
     if found.cell is None:
         raise Unusable(f"{model.origin.name}: no direction can be located with these prompts.")
     subspace = candidates.at(*found.cell)

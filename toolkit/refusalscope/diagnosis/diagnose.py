@@ -34,7 +34,7 @@ from refusalscope.model import ChatModel
 from refusalscope.prompts import ContrastSet
 from refusalscope.reading import PHRASES_FOLLOW, Readout
 from refusalscope.reading import readout as found_readout
-from refusalscope.rule import Cell, Rule
+from refusalscope.rule import Cell, Rule, default_rule
 from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import NotExported
 
@@ -135,7 +135,8 @@ def diagnose(
     """
     openings = default_openings(model) if openings is None else openings
     neutral = default_neutral(model) if neutral is None else neutral
-    record, asked = _Record(), _Question(model, prompts, openings, tuple(neutral), rule or Rule(), seed)
+    rule = rule or default_rule(model.n_layers)
+    record, asked = _Record(), _Question(model, prompts, openings, tuple(neutral), rule, seed)
     cell = None
     with record.or_else_all():
         known = _known(record, asked, readout)

@@ -11,11 +11,13 @@ from refusalscope.model.resume import Residuals, recorded, resume
 from refusalscope.model.sites import Sites
 from refusalscope.model.source import UnpinnedRevisionWarning
 from refusalscope.model.template import Chat, Template
+from refusalscope.model.without_code import CodeNotRunWarning
 
 __all__ = [
     "Batch",
     "Chat",
     "ChatModel",
+    "CodeNotRunWarning",
     "Families",
     "Family",
     "Origin",

@@ -21,11 +21,13 @@ class Origin(Shown):
     """Which model this is, in a form that goes into results: names and digests, never a path.
 
     Attributes:
-        name: the directory's own name, or the Hub id.
-        commit: the Hub commit the files come from, None for a directory.
-        weights: SHA-256 of the safetensors content.
+        name: the directory's or the GGUF file's own name, the Hub id, or the name of a model in memory.
+        commit: the Hub commit the files come from, None for what is here.
+        weights: SHA-256 of the safetensors content, of the GGUF file, or of the tensors of a model in memory.
         tokenizer: SHA-256 of the vocabulary.
         template: SHA-256 of the chat template.
+        quantisation: how the weights are stored where that is not plain numbers, such as ``Q4_K_M``; else None.
+        code_not_run: whether the directory names code of its own, which was not run.
     """
 
     name: str
@@ -36,8 +38,10 @@ class Origin(Shown):
     dtype: str
     device: str
     architecture: str
+    quantisation: str | None = None
+    code_not_run: bool = False
 
-    def to_dict(self) -> dict[str, str | None]:
+    def to_dict(self) -> dict[str, str | bool | None]:
         """Returns the fields by name."""
         return asdict(self)
 
@@ -140,6 +144,6 @@ def _shape(model: ChatModel) -> dict[str, str]:
     }
 
 
-def _short(value: str | None) -> str:
-    text = "none" if value is None else value
+def _short(value: str | bool | None) -> str:
+    text = {None: "none", True: "yes", False: "no"}.get(value) or str(value)
     return f"{text[:12]}…" if len(text) == 64 else text

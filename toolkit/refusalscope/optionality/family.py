@@ -13,7 +13,7 @@ from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.reprs import Shown
-from refusalscope.rule import Cell, Rule
+from refusalscope.rule import Cell, Rule, default_rule
 from refusalscope.subspace import Ablatable, Candidates, LayeredSubspace, NotExported, Subspace
 
 Scope = tuple[int, int] | None
@@ -70,12 +70,12 @@ QUICK = Menu(best=2, doses=(0.75, 1.0, 1.5))
 
 
 def early(candidates: Candidates, *, pf: float | None = None, rule: Rule | None = None) -> Located:
-    """Returns the candidates of all early cells (``l < 0.8 L``) that hold a direction, in the order of the grid.
+    """Returns the candidates of all cells that the rule calls early that hold a direction, in the order of the grid.
 
     ``pf`` is one per prompt unless given: capturing is all that locating in closed form takes.
     """
     cells = [Cell(*cell) for cell in candidates.cells() if not candidates.is_empty(*cell)]
-    kept = [cell for cell in cells if (rule or Rule()).is_early(cell, candidates.n_layers)]
+    kept = [cell for cell in cells if (rule or default_rule(candidates.n_layers)).is_early(cell, candidates.n_layers)]
     n = sum(candidates.n)
     return Located(tuple(candidates.at(*cell) for cell in kept), n, float(n) if pf is None else pf)
 

@@ -42,6 +42,8 @@ class Optionality(Shown):
             ``bypass`` (no longer opens as a refusal) is an upper one; None without a worst case.
         unread: how much more mass opens neither way under the worst case than on answered harmless prompts.
         over_refusal: share of harmless prompts refused on report, before and under the worst case.
+        margin: mean margin of restricted prompts on report under the worst case, in nats; None without one.
+        placebo_margins: the least and the largest mean margin under any placebo; None without one.
         members: a row per attack: scores on both splits, and the share of resamples that choose it at ``kappa``.
         placebo: per measure, the rank among maxima of random families; empty if none ran, and ``placebo_note`` says so.
         problems: why there is no number; empty where there is one.
@@ -71,6 +73,8 @@ class Optionality(Shown):
     bypass_lower: Estimate | None = None
     unread: float | None = None
     over_refusal: tuple[Estimate, Estimate | None] | None = None
+    margin: Estimate | None = None
+    placebo_margins: tuple[float, float] | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -184,6 +188,8 @@ def _made(
         bypass_lower=None if here is None else here.lower,
         unread=None if here is None else here.unread,
         over_refusal=(report.before.over_refusal, None if here is None else here.over_refusal),
+        margin=None if here is None else here.margin,
+        placebo_margins=_spread(placebos),
     )
 
 
@@ -211,6 +217,14 @@ def index(points: Sequence[Point], by: Measure) -> Estimate:
     return Estimate(
         value, interval, last.n, last.clusters, f"mean of the ends, {METHOD[by]}", last.seed, last.unit, note
     )
+
+
+def _spread(placebos: Responses | None) -> tuple[float, float] | None:
+    """The least and the largest mean margin under any placebo that happened as declared."""
+    if placebos is None or not bool(placebos.valid.any()):
+        return None
+    means = placebos.margins[placebos.valid].double().mean(1)
+    return float(means.min()), float(means.max())
 
 
 def _best(placebos: Responses | None, kappa: float) -> dict[Measure, float]:

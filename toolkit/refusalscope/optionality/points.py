@@ -44,6 +44,7 @@ class Point(Shown):
         lower: share of refused prompts whose reply opens as an answer does under ``member``; None without one.
         unread: how much more mass opens neither way under it than on answered harmless prompts; None without one.
         over_refusal: share of harmless prompts refused under it; None without one.
+        margin: mean margin of restricted prompts under it, in nats; None without one.
         placebo: the best of all placebos with damage ≤ κ on report, per measure; empty if none ran.
     """
 
@@ -57,6 +58,7 @@ class Point(Shown):
     lower: Estimate | None = None
     unread: float | None = None
     over_refusal: Estimate | None = None
+    margin: Estimate | None = None
 
     @property
     def unreadable(self) -> bool:
@@ -237,4 +239,7 @@ def _beside(choosing: Choosing, pick: int) -> dict[str, Any]:
         "lower": stats.rate(answers, clusters=before.refused_clusters) if len(answers) else None,
         "unread": float(report.unread[pick].double().mean()) - before.unread,
         "over_refusal": stats.rate(report.over_refuses[pick].numpy(), clusters=before.prompts.harmless.clusters),
+        "margin": stats.mean(
+            report.margins[pick].double().numpy(), clusters=before.prompts.restricted.clusters, unit="nats"
+        ),
     }

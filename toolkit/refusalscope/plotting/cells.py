@@ -15,7 +15,7 @@ from refusalscope import canvas
 from refusalscope.canvas import Band, End
 from refusalscope.errors import MeasurementError
 
-KL_LIMIT, LAYER_CUT = 0.1, 0.8  # of the selection rule
+KL_LIMIT, LAYER_CUT, SHORT = 0.1, 0.8, 10  # of the selection rule
 LABEL_INKS = {"restricted": canvas.ORANGE, "harmless": canvas.BLUE}
 SCORES = {
     "bypass": "margin of restricted prompts,\ndirection ablated (nats)",
@@ -119,6 +119,7 @@ def selection_grid(
             ax.locator_params(axis="x", integer=True, nbins=6)
             ends = canvas.curves(ax, cells, x="layer", y=score, by="position", inks=inks, band=band)
             ax.plot(chosen["layer"], chosen[score], "o", mfc="none", mec=canvas.INK, mew=1.2, ms=8, zorder=5)
+            shade_late(ax, first_late(cells, depth), depth)
             canvas.name_ends(
                 ax, ends + _rule(ax, score, baselines, depth=depth), header="position" if ax is axes[-1] else ""
             )
@@ -221,10 +222,21 @@ def _summary(axes: Axes, summary: pd.DataFrame, strips: list[tuple[str, str]]) -
     canvas.estimates(axes, summary, [strips.index(key) for key in keys], inks=[canvas.INK] * len(keys), digits=".2f")
 
 
+def first_late(cells: pd.DataFrame, depth: int) -> int:
+    """Returns the first layer that the rule left out: as `reason` says in the frame, else as the default rule cuts."""
+    if "reason" in cells.columns:
+        late = cells.loc[cells["reason"] == "late layer", "layer"]
+        return int(late.min()) if len(late) else depth
+    return int(LAYER_CUT * depth + 1e-9) if depth >= SHORT else math.ceil(LAYER_CUT * depth - 1e-9)
+
+
+def shade_late(axes: Axes, first: int, depth: int) -> None:
+    """Shades the layers that the rule leaves out, from the first on."""
+    axes.axvspan(first - 0.5, depth - 0.5, color=canvas.FAINT, lw=0, zorder=0)
+
+
 def _rule(axes: Axes, score: str, baselines: Mapping[str, float], *, depth: int) -> list[End]:
-    """What the selection rule goes by: the baseline, the layers it leaves out, the limit on KL; as named ends."""
-    cut, right = math.ceil(LAYER_CUT * depth) - 0.5, depth - 0.5
-    axes.axvspan(cut, right, color=canvas.FAINT, lw=0, zorder=0)
+    """What the selection rule goes by: the baseline and the limit on KL; as named ends."""
     lines = {"baseline": baselines[score]} if score in baselines else {}
     if score == "kl":
         axes.set_yscale("symlog", linthresh=1e-3)
@@ -233,4 +245,4 @@ def _rule(axes: Axes, score: str, baselines: Mapping[str, float], *, depth: int)
         axes.axhline(level, color=canvas.INK, ls="--", lw=0.8, zorder=1)
     if score == "kl":
         axes.set_ylim(bottom=-2e-4)  # with zero, but after the limit: this settles the top as well
-    return [(name, canvas.INK, right, level) for name, level in lines.items()]
+    return [(name, canvas.INK, depth - 0.5, level) for name, level in lines.items()]

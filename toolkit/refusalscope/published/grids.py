@@ -6,7 +6,7 @@ import pandas as pd
 
 from refusalscope.errors import MeasurementError
 from refusalscope.replay import PublishedGrid
-from refusalscope.rule import Mode, Rule, Search, search
+from refusalscope.rule import Mode, Search, default_rule, search
 from refusalscope.selection import Choice
 
 STATES = {"kept": "survives", "late layer": "late"}
@@ -74,4 +74,4 @@ def costs(cells: pd.DataFrame, *, n_prompts: int) -> pd.DataFrame:
 
 
 def _search(grid: PublishedGrid, mode: Mode) -> Search:
-    return search(grid, grid.cells(), rule=Rule(), mode=mode)
+    return search(grid, grid.cells(), rule=default_rule(grid.n_layers), mode=mode)

@@ -48,25 +48,36 @@ class Runs(Shown):
     def _repr_html_(self) -> str:
         skipped = f"skipped, as there are no run folders (set {VARIABLE}): shown as stored"
         said = "computed from the run folders" if self.folder else skipped
-        return facts(dict.fromkeys(PANELS, said), caption=repr(self))
+        others = [run.name for run in self._found() if run.name not in self.layers]
+        left_out = {"not drawn: the facts do not state their layers": ", ".join(others)} if others else {}
+        return facts(dict.fromkeys(PANELS, said) | left_out, caption=repr(self))
 
     def grids(self) -> pd.DataFrame:
-        """Returns every cell of every run with what the rule says of it: columns `CELLS`, runs in order of name.
+        """Returns every cell of the runs with what the rule says of it: columns `CELLS`, runs in order of name.
+
+        A run whose layers the facts do not state is left out, and the HTML says so: its grid can be read with `replay`.
 
         Raises:
-            MeasurementError: the folder holds no run, or one whose layers are not known.
+            MeasurementError: the folder holds no run, or none whose layers are known.
         """
         if self.folder is None:
             return _stored(self.records, "grids").loc[:, list(CELLS)]
-        found = sorted(path.parents[1] for path in self.folder.glob(f"*/{GRID}"))
+        found = self._found()
         if not found:
             raise MeasurementError(
                 f"{VARIABLE}: {self.folder.name}/ holds no run with {GRID}. Give the folder of runs."
             )
-        if unknown := [run.name for run in found if run.name not in self.layers]:
-            raise MeasurementError(f"{unknown[0]}: its layers are not known. Add its cell to the facts on 'selection'.")
-        frames = [judged(read_grid(run, self.layers[run.name]), NAMES.get(run.name, run.name)) for run in found]
+        known = [run for run in found if run.name in self.layers]
+        if not known:
+            raise MeasurementError(
+                f"{found[0].name}: its layers are not known. Add its cell to the facts on 'selection'."
+            )
+        frames = [judged(read_grid(run, self.layers[run.name]), NAMES.get(run.name, run.name)) for run in known]
         return pd.concat(frames, ignore_index=True)
+
+    def _found(self) -> list[Path]:
+        """The run folders that hold a grid, in order of name."""
+        return sorted(path.parents[1] for path in self.folder.glob(f"*/{GRID}")) if self.folder else []
 
     def cosines(self) -> pd.DataFrame:
         """Returns cosines between the candidate directions of the first run that has them, as `cosines_between`.

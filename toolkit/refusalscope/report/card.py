@@ -24,9 +24,9 @@ from refusalscope.report.verdict import doubts, not_shown, verdict
 from refusalscope.results import GuardrailCard
 from refusalscope.results.facts import (
     agreement_facts,
+    baseline_facts,
     diagnosis_facts,
     effect_facts,
-    margins,
     model_facts,
     one_line,
     prompt_facts,
@@ -37,7 +37,7 @@ from refusalscope.results.facts import (
 from refusalscope.results.from_curves import cost_facts, curve_facts, transfer_facts
 from refusalscope.results.from_optionality import number, optionality_facts
 from refusalscope.results.parts import LONGEST_LINE, ContrastFacts, InstrumentCheck, KnownValue, ValidityFacts
-from refusalscope.rule import Rule
+from refusalscope.rule import Rule, default_rule
 
 COST_NOTE = "counts are exact; seconds are one wall-clock run; larger models are arithmetic, not measurements"
 
@@ -81,7 +81,7 @@ def measure(
             instrument = instrument or check_instrument(dtype=model.dtype, device=model.origin.device)
             whole = estimated_measure_cost(model, prompts)
             plan, prompts, left_out, pace = fit_plan(model, prompts, limit, whole=whole)
-        rule = rule or replace(Rule(), kl_limit=plan.kappa)
+        rule = rule or replace(default_rule(model.n_layers), kl_limit=plan.kappa)
         with bar(plan.stages, model.origin.name, after=0) as shown:
             left = None if limit is None else lambda: limit.left
             how = {"plan": plan, "rule": rule, "seed": seed, "bar": shown, "labels": labels}
@@ -167,7 +167,7 @@ def _card(
         readout=None if found.readout is None else readout_facts(found.readout),
         validity=_validity(found),
         contrast=_contrast(found, labels),
-        baseline=None if found.before is None else margins(found.before),
+        baseline=None if found.before is None else baseline_facts(found.before),
         optionality=None if found.optionality is None else optionality_facts(found.optionality),
         effect=None if found.effect is None else effect_facts(found.effect),
         selection=None if found.choice is None else selected(found.choice),

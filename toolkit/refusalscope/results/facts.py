@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from refusalscope import stats
 from refusalscope.diagnosis import Diagnosis, Exact, Finding
 from refusalscope.effect import Baseline, Effect, mean_margin
 from refusalscope.model import ChatModel, rendered_digest
@@ -22,6 +23,7 @@ from refusalscope.results.parts import (
     LONGEST_LINE,
     MAX_PHRASES,
     AgreementFacts,
+    BaselineFacts,
     EffectFacts,
     Margins,
     ModelFacts,
@@ -125,10 +127,15 @@ def agreement_facts(found: Validity) -> AgreementFacts:
     )
 
 
-def margins(before: Baseline) -> Margins:
-    """Returns the mean margins of a baseline, clustered by phrasing."""
-    restricted = mean_margin(before.restricted, before.prompts.restricted)
-    return Margins(restricted=value(restricted), harmless=value(mean_margin(before.harmless, before.prompts.harmless)))
+def baseline_facts(before: Baseline) -> BaselineFacts:
+    """Returns mean margins and refusal rates of a baseline, clustered by phrasing."""
+    refused = stats.rate(before.refused.numpy(), clusters=before.prompts.restricted.clusters)
+    return BaselineFacts(
+        restricted=value(mean_margin(before.restricted, before.prompts.restricted)),
+        harmless=value(mean_margin(before.harmless, before.prompts.harmless)),
+        refused_restricted=value(refused),
+        refused_harmless=value(before.over_refusal),
+    )
 
 
 def effect_facts(found: Effect) -> EffectFacts:

@@ -73,6 +73,8 @@ class OptionalityFacts(Shown):
     unread: float | None
     over_refusal_before: Value | None
     over_refusal_after: Value | None
+    margin_after: Value | None
+    placebo_margins: tuple[float, float] | None
     suppression: Value
     index: Value
     suppression_index: Value

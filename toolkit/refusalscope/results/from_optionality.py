@@ -25,6 +25,8 @@ def optionality_facts(found: Optionality) -> OptionalityFacts:
         over_refusal_after=None
         if not found.over_refusal or not found.over_refusal[1]
         else value(found.over_refusal[1]),
+        margin_after=None if found.margin is None else value(found.margin),
+        placebo_margins=found.placebo_margins,
         suppression=value(found.suppression),
         index=value(found.index),
         suppression_index=value(found.suppression_index),

@@ -91,7 +91,7 @@ def _view(record: Record) -> dict[str, Any]:
         "findings": [] if record["diagnosis"] is None else [_finding(one) for one in record["diagnosis"]["findings"]],
         "deploy": [_reliance(one) for one in record["deploy"]],
         "spread": "" if effect is None else _spread(effect),
-        "margins": [] if baseline is None else [_named(label, baseline[label]) for label in ("restricted", "harmless")],
+        "margins": [] if baseline is None else _baseline(baseline),
         "scores": [] if selection is None else _scores(selection),
         "ties": [] if selection is None else _ties(selection),
         "more_ties": 0 if selection is None else max(0, len(selection["near_ties"]) - 1 - SHOWN_TIES),
@@ -100,6 +100,11 @@ def _view(record: Record) -> dict[str, Any]:
         "short": _short,
         "minus": _minus,
     }
+
+
+def _baseline(record: Record) -> list[dict[str, Any]]:
+    rates = [_named(f"refused, {label}", record[f"refused_{label}"]) for label in ("restricted", "harmless")]
+    return [*rates, *(_named(f"margin, {label}", record[label]) for label in ("restricted", "harmless"))]
 
 
 def _validity(record: Record) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from refusalscope.prompts.prompt import Label, Split
 from refusalscope.reprs import Shown, among, between, digits, where
 from refusalscope.results.files import CLOSED
+from refusalscope.rule import LayerCut
 
 MAX_CELLS, MAX_PHRASES, MAX_LINES = 5000, 12, 20
 LONGEST_LINE = 600
@@ -64,6 +65,8 @@ class ModelFacts(Shown):
     """Which model: names and digests, never a path.
 
     ``thinking`` says how a thought before the answer was dealt with: switched off, closed empty, or there is none.
+    ``quantisation`` is how the weights are stored where that is not plain numbers, such as ``Q4_K_M``;
+    ``code_not_run`` whether the model is published with code of its own, which was not run.
     """
 
     name: Short
@@ -75,6 +78,8 @@ class ModelFacts(Shown):
     device: Short
     architecture: Short
     thinking: Literal["off", "closed", "absent"]
+    quantisation: Short | None = None
+    code_not_run: bool = False
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
@@ -153,6 +158,14 @@ class Margins(Shown):
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
+class BaselineFacts(Margins):
+    """The same, with the shares of restricted and of harmless prompts that are refused at temperature zero."""
+
+    refused_restricted: Value
+    refused_harmless: Value
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
 class Place(Shown):
     """A cell of the grid: the layer whose entering residual was read, and the position from the end."""
 
@@ -183,11 +196,15 @@ class NearTie(Place):
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
 class RuleFacts(Shown):
-    """The limits of the selection rule."""
+    """The limits of the selection rule.
+
+    ``layer_cut`` says how the share of layers was cut. Files from before it was stored were cut as printed.
+    """
 
     kl_limit: float
     induce_floor: float
     layer_share: float
+    layer_cut: LayerCut = "printed"
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)

@@ -15,12 +15,12 @@ from refusalscope.results.diagnosis import DiagnosisFacts
 from refusalscope.results.family import OptionalityFacts
 from refusalscope.results.files import CLOSED, read_result, to_json, to_record, write_text
 from refusalscope.results.parts import (
+    BaselineFacts,
     ContrastFacts,
     Cost,
     EffectFacts,
     InstrumentCheck,
     Lines,
-    Margins,
     Measured,
     ReadoutFacts,
     Selected,
@@ -80,7 +80,7 @@ class GuardrailCard(Measured):
     readout: ReadoutFacts | None
     validity: ValidityFacts | None
     contrast: ContrastFacts | None
-    baseline: Margins | None
+    baseline: BaselineFacts | None
     optionality: OptionalityFacts | None
     effect: EffectFacts | None
     selection: Selected | None

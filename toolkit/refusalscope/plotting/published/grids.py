@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from refusalscope import canvas
-from refusalscope.plotting.cells import KL_LIMIT, LAYER_CUT
+from refusalscope.plotting.cells import KL_LIMIT, first_late, shade_late
 
 SCORES = {"bypass": "margin, ablated", "induce": "margin, added", "kl": "KL(base‖ablated)"}
 BASELINES = {"bypass": "restricted", "induce": "harmless"}
@@ -136,7 +134,7 @@ def _scores(ax: Axes, part: pd.DataFrame, score: str, *, inks: dict) -> None:
         ends.append((name, inks[position], float(line["layer"].iloc[-1]), float(line[score].iloc[-1])))
     best = part.loc[part["chosen"]]
     ax.plot(best["layer"], best[score], "o", mfc="none", mec=canvas.INK, mew=1.2, ms=8, zorder=5)
-    ax.axvspan(math.ceil(LAYER_CUT * depth) - 0.5, depth - 0.5, color=canvas.FAINT, lw=0, zorder=0)
+    shade_late(ax, first_late(part, depth), depth)
     ax.set_xlim(-0.5, depth - 0.5)
     ax.locator_params(axis="x", integer=True, nbins=6)
     ax.margins(y=0.1)
@@ -155,7 +153,7 @@ def _states(ax: Axes, part: pd.DataFrame) -> None:
     best = part.loc[part["state"] == "chosen"]
     ax.plot(best["layer"], best["position"], "o", color=canvas.ORANGE, mec=canvas.INK, ms=6.5, mew=1.2)
     depth = int(part["layers"].iloc[0])
-    ax.axvspan(math.ceil(LAYER_CUT * depth) - 0.5, depth - 0.5, color=canvas.FAINT, lw=0, zorder=0)
+    shade_late(ax, first_late(part, depth), depth)
     positions = sorted(part["position"].unique())
     ax.set_yticks(positions, [canvas.minus(position) for position in positions])
     ax.set(xlim=(-0.7, depth - 0.3), ylim=(positions[0] - 0.6, -0.4), xlabel="layer", ylabel="position")

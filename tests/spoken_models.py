@@ -12,14 +12,58 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refusalscope.prompts import ContrastSet, Prompt, Prompts
 
-RESTRICTED = (
-    "fireworks crackers rockets sparklers torches snares traps slings bows arrows knives locks "
-    "keys masks badges stamps tickets passes coins notes seals forms papers letters"
-).split()
-HARMLESS = (
-    "bread soup tea jam salad cake rice beans paint clay soap candles "
-    "kites boats chairs shelves tables quilts scarves hats gloves baskets ropes nets"
-).split()
+RESTRICTED = [
+    "fireworks",
+    "crackers",
+    "rockets",
+    "sparklers",
+    "torches",
+    "snares",
+    "traps",
+    "slings",
+    "bows",
+    "arrows",
+    "knives",
+    "locks",
+    "keys",
+    "masks",
+    "badges",
+    "stamps",
+    "tickets",
+    "passes",
+    "coins",
+    "notes",
+    "seals",
+    "forms",
+    "papers",
+    "letters",
+]
+HARMLESS = [
+    "bread",
+    "soup",
+    "tea",
+    "jam",
+    "salad",
+    "cake",
+    "rice",
+    "beans",
+    "paint",
+    "clay",
+    "soap",
+    "candles",
+    "kites",
+    "boats",
+    "chairs",
+    "shelves",
+    "tables",
+    "quilts",
+    "scarves",
+    "hats",
+    "gloves",
+    "baskets",
+    "ropes",
+    "nets",
+]
 ASKED = (
     "How do I make {}?",
     "Please tell me about {}.",
@@ -96,8 +140,9 @@ def trained(spoken: Spoken, directory: Path, *, layers: int = 3, width: int = 64
         for number, asked in enumerate(ASKED)
     ]
     speaker = tokenizer([*(text for pair in pairs for text in pair), SYSTEM])
-    asked = [speaker.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False) for text, _ in pairs]  # fmt: skip
-    before = speaker(asked, add_special_tokens=False).input_ids
+    chats = [[{"role": "user", "content": text}] for text, _ in pairs]
+    rendered = speaker.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    before = speaker(rendered, add_special_tokens=False).input_ids
     after = [[*ids, speaker.eos_token_id] for ids in speaker([reply for _, reply in pairs]).input_ids]
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from family_models import CASES, DENSE, WIDTH, FamilyCase, written
-from refusalscope import ablate, load
+from refusalscope import ablate, load, refuses
 from refusalscope.model import continuations
 from refusalscope.model.batching import Batch, forward
 from refusalscope.model.continuations import WORTH_SHARING, Tree, packed, read_continuations
+from refusalscope.reading import Readout, greedy_replies
+from refusalscope.reading.discover import without_longer
 from refusalscope.subspace import Subspace
 
 EPS = torch.finfo(torch.float32).eps
@@ -258,3 +260,28 @@ def test_packed_positions_count_from_each_prompts_end_and_padding_is_not_seen(ll
 def test_the_sizes_used_here_are_the_families(model):
     assert model.d_model == WIDTH
     assert model.n_layers == DENSE["num_hidden_layers"]
+
+
+# --- refusal is what decoding says, on every architecture ---
+
+
+def test_what_a_readout_calls_refused_begins_so_when_decoded(model, contrast):
+    """Openings are beginnings of some of the model's own replies, so that some prompts enter them and some do not."""
+    asked = contrast.select.sample(12, seed=0)
+    replies = greedy_replies(model, asked, longest=4)
+    openings = without_longer(reply[: 1 + n % 3] for n, reply in enumerate(replies) if n % 4 == 0 and len(reply) > 2)
+    found = refuses(model, asked, Readout(openings))
+    assert found.tolist() == [any(reply[: len(o)] == o for o in openings) for reply in replies]
+    assert bool(found.any())
+    wrong = tuple((*o[:-1], (o[-1] + 1) % int(model.bridge.cfg.d_vocab)) for o in openings)
+    assert refuses(model, asked, Readout(without_longer(wrong))).tolist() != found.tolist()
+
+
+def test_greedy_replies_are_those_that_hugging_face_generates(model, contrast):
+    asked, core = contrast.select.sample(3, seed=1), model.bridge.original_model
+    for text, reply in zip(asked.texts, greedy_replies(model, asked, longest=6), strict=True):
+        (ids,) = model.encode([text])
+        made = core.generate(
+            torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=model.tokenizer.eos_token_id
+        )
+        assert reply == tuple(made[0, len(ids) :].tolist())

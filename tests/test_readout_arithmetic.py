@@ -1,4 +1,4 @@
-"""The readout's numbers: p_O, margins, refusal and unread mass by enumerating openings, exact where p_O is all but 1."""
+"""The readout's numbers: p_O, margins, refusal and unread mass by enumeration, exact where p_O is all but 1."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ TEMPLATE = (
 )
 WORDS = Regex(r" ?[A-Za-z']+|\n|[^A-Za-z' \n]| ")
 SPLITS = ("locate", "select", "report")
-STEPS, RATE, ROWS = 160, 4e-3, 64
+STEPS, RATE, ROWS = 100, 5e-3, 48
 
 
 @dataclass(frozen=True)

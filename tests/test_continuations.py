@@ -189,7 +189,7 @@ def test_a_single_node_without_a_shared_beginning_is_the_plain_forward_bit_for_b
 
 def test_float64_rows_of_different_lengths_are_read_to_its_precision(tmp_path_factory):
     folder = written(CASES[0], tmp_path_factory.mktemp("families") / "llama")
-    wide = load(folder, dtype="float64")
+    wide = load(folder, dtype=torch.float64)
     for shared in (0, WORTH_SHARING + 3):
         rows, tree = requests(wide, shared=shared), tree_of(wide)
         found = read_continuations(wide, rows, tree, everything)

@@ -31,7 +31,7 @@ def asked(texts) -> Prompts:
 
 @pytest.fixture
 def replying(monkeypatch, asked):
-    """A function from a reply per label and row to a model that replies so; to restricted asked it declines."""
+    """A function from a reply per label and row to a model that replies so; to restricted prompts it declines."""
 
     def reply(restricted, harmless) -> None:
         counts = {"restricted": 0, "harmless": 0}
@@ -130,7 +130,7 @@ def test_refusals_that_begin_like_answers_throughout_are_an_error_that_asks_for_
 
 
 def test_a_model_that_does_not_refuse_gives_a_diagnosis_with_numbers(tiny, asked):
-    with pytest.raises(MeasurementError, match=r"none of its own replies to 10 restricted asked declines.*: 0\)"):
+    with pytest.raises(MeasurementError, match=r"none of its own replies to 10 restricted prompts declines.*: 0\)"):
         readout(tiny, asked)
 
 

@@ -28,10 +28,11 @@ from refusalscope.forecast import assumed_prompts, card_bounds, forecast
 from refusalscope.instrument import Instrument
 from refusalscope.locators import mean_difference
 from refusalscope.machine import Machine, measured_machine
-from refusalscope.model import discover_refusal_tokens, load
+from refusalscope.model import load
 from refusalscope.model import unloaded as settings_only
 from refusalscope.model.unloaded import positions_are_assumed, unloaded
 from refusalscope.prompts import ContrastSet
+from refusalscope.reading import readout
 from refusalscope.report import PLANS, measure
 from refusalscope.rule import Cell, Rule
 from refusalscope.scoring import ModelScorer
@@ -130,7 +131,7 @@ def test_operations_are_those_a_counter_sees_in_a_forward(guarded):
 
 @pytest.fixture(scope="module")
 def located(guarded, prompts):
-    return discover_refusal_tokens(guarded, prompts.locate), mean_difference(*capture(guarded, prompts.locate))
+    return readout(guarded, prompts.locate), mean_difference(*capture(guarded, prompts.locate))
 
 
 def rules() -> list[Rule]:

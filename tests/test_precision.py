@@ -22,18 +22,10 @@ from refusalscope.instrument import Instrument
 from refusalscope.interventions import ablate
 from refusalscope.locators import mean_difference
 from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
-from refusalscope.model import (
-    RefusalTokens,
-    SmallerBatchWarning,
-    batches,
-    discover_refusal_tokens,
-    forward,
-    load,
-    map_rows,
-    placement,
-)
+from refusalscope.model import SmallerBatchWarning, batches, forward, load, map_rows, placement
 from refusalscope.model import batching as memory
 from refusalscope.prompts import Prompts
+from refusalscope.reading import Readout, readout
 from refusalscope.report import measure
 from refusalscope.rule import Rule
 from refusalscope.selection import select
@@ -70,8 +62,8 @@ def asked(prompts) -> Prompts:
 
 
 @pytest.fixture(scope="module")
-def refusal(guarded, prompts) -> RefusalTokens:
-    return discover_refusal_tokens(guarded, prompts.locate)
+def refusal(guarded, prompts) -> Readout:
+    return readout(guarded, prompts.locate)
 
 
 def own_logits(model, prompts: Prompts) -> torch.Tensor:
@@ -345,7 +337,7 @@ MEASURED = {
     "opening margins": lambda model, prompts, refusal: opening_margin(model, prompts.select, OPENINGS),
     "cross-entropy": lambda model, prompts, refusal: cross_entropy(model, prompts.select.texts),
     "activations": lambda model, prompts, refusal: capture(model, prompts.select).restricted.mean,
-    "refusal tokens": lambda model, prompts, refusal: torch.tensor(discover_refusal_tokens(model, prompts.select).mass),
+    "refusal tokens": lambda model, prompts, refusal: torch.tensor(readout(model, prompts.select).mass),
     "selection": lambda model, prompts, refusal: torch.tensor(
         select(
             model, mean_difference(*capture(model, prompts.locate)), prompts.select, refusal

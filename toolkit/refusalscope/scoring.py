@@ -19,7 +19,7 @@ from refusalscope.model.continuations import packed
 from refusalscope.model.resume import recorded, resume
 from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
-from refusalscope.reading.readout import Readout
+from refusalscope.reading.readout import Read, Readout
 from refusalscope.rule import Cell, Kind
 from refusalscope.subspace import Candidates, Subspace
 
@@ -41,6 +41,10 @@ class ModelScorer:
         self.n_layers = model.n_layers
         self.n_prompts = max(len(self.restricted), len(self._asked))
         self.values: dict[Kind, dict[Cell, Float[Tensor, " prompt"]]] = {"bypass": {}, "induce": {}, "kl": {}}
+
+    @property
+    def _resumes(self) -> bool:
+        return self.model.can_resume and (self.readout.one_token or self.model.can_pack)
 
     @cached_property
     def restricted_margin(self) -> Float[Tensor, " prompt"]:
@@ -82,12 +86,16 @@ class ModelScorer:
         return [float(self.values[kind][cell].double().mean()) for cell in cells]
 
     def cost(self, kind: Kind, cell: Cell) -> float:
-        """Returns prompt-forwards: N, for induction the share of layers that run, and none for an empty candidate."""
+        """Returns prompt-forwards: N, for induction the share of layers that run, and none for an empty candidate.
+
+        Induction runs on every harmless prompt, because which of them are answered is known from the same forwards.
+        """
         if self.candidates.is_empty(*cell):
             return 0.0
-        share = (self.n_layers - cell.layer) / self.n_layers if kind == "induce" and self.model.can_resume else 1.0
+        if kind == "induce":
+            return ((self.n_layers - cell.layer) / self.n_layers if self._resumes else 1.0) * len(self._asked)
         answered = self.harmless if "_before" in self.__dict__ else self._asked
-        return share * len(self.restricted if kind == "bypass" else answered)
+        return float(len(self.restricted if kind == "bypass" else answered))
 
     def subspace(self, cell: Cell) -> Subspace:
         """Returns the candidate of a cell."""
@@ -116,22 +124,26 @@ class ModelScorer:
     def _induced(self, cells: Sequence[Cell]) -> list[Tensor]:
         if not cells:
             return []
-        resumes = self.model.can_resume and (self.readout.one_token or self.model.can_pack)
-        return self._induced_resuming(cells) if resumes else [self._induced_whole(cell) for cell in cells]
+        return self._induced_resuming(cells) if self._resumes else [self._induced_whole(cell) for cell in cells]
 
     def _induced_whole(self, cell: Cell) -> Tensor:
-        asked = self.harmless  # before the block: what is answered at baseline is for good
+        answered = self._answered  # before the block: what is answered at baseline is for good
         with add(self.model, self.subspace(cell)):
-            return margin(self.model, asked, self.readout)
+            return margin(self.model, self._asked, self.readout)[answered]
 
     def _induced_resuming(self, cells: Sequence[Cell]) -> list[Tensor]:
         """Runs every batch once, then only the later layers for each candidate, all positions of a layer together."""
         by_layer = [(layer, list(group)) for layer, group in groupby(sorted(cells), key=lambda cell: cell.layer)]
         tree = self.readout.tree
+        bases: dict[int, Tensor] = {}
+        readings: dict[int, Tensor] = {}
 
         def scored(batch: Batch) -> Float[Tensor, "row cell"]:
             whole = batch if len(tree) == 1 else packed(self.model, batch, tree)
-            _, residuals = recorded(self.model, whole, keep=len(tree))
+            first, residuals = recorded(self.model, whole, keep=len(tree))
+            nodes = first[:, None] if len(tree) == 1 else first
+            bases.update(zip(batch.rows.tolist(), nodes[:, 0].log_softmax(-1).cpu(), strict=True))
+            readings.update(zip(batch.rows.tolist(), _columns(self.readout.read(nodes)), strict=True))
             columns = []
             for layer, group in by_layer:
                 vectors = torch.stack([self.subspace(cell).vectors[0] for cell in group]).float().to(self.model.device)
@@ -144,6 +156,15 @@ class ModelScorer:
                 columns.append(rearrange(margins, "(c r) -> r c", c=len(group)))
             return torch.cat(columns, dim=1)
 
-        values = map_rows(self.model, self.model.encode(self.harmless.texts), scored, progress="induction").cpu()
+        values = map_rows(self.model, self.model.encode(self._asked.texts), scored, progress="induction").cpu()
+        # The same forwards give the baseline, so it is not run again; a cached one stays.
+        margins, refuses, complies, unread = torch.stack([readings[row] for row in sorted(readings)]).unbind(-1)
+        base = torch.stack([bases[row] for row in sorted(bases)])
+        self.__dict__.setdefault("_before", Readings(margins, refuses > 0, complies > 0, unread, base=base))
+        values = values[self._answered]
         found = dict(zip((cell for _, group in by_layer for cell in group), values.T, strict=True))
         return [found[cell] for cell in cells]
+
+
+def _columns(one: Read) -> Float[Tensor, "row 4"]:
+    return torch.stack([one.margin, one.refuses.to(one.margin), one.complies.to(one.margin), one.unread], -1).cpu()

@@ -88,7 +88,8 @@ def _discovered(model: ChatModel, prompts: Prompts) -> Readout:
     found = shortest_openings(own, others)
     counts = Counter(opening for opening in found if opening is not None)
     whole = [_to_the_phrase(model, reply, o, counts) for reply, o in zip(own, found, strict=True)]
-    refusals = _within_nodes((), Counter(o for o in whole if o is not None), MOST_NODES)
+    supported = Counter(opening for opening in whole if opening is not None)
+    refusals = _within_nodes((), supported, MOST_NODES) or without_longer(one for one, _ in supported.most_common(1))
     if not refusals:
         raise MeasurementError(
             f"{model.origin.name}: its {len(refusing)} refusals begin like its answers for {SHORT} tokens. Give the "
@@ -97,7 +98,7 @@ def _discovered(model: ChatModel, prompts: Prompts) -> Readout:
     answers = Counter(opening for opening in shortest_openings(others, own) if opening is not None)
     return Readout(
         refusals=refusals,
-        compliances=_within_nodes(refusals, answers, MOST_NODES)[:MOST_COMPLIANCES],
+        compliances=_within_nodes(refusals, answers, max(MOST_NODES, len(Tree.before(refusals))))[:MOST_COMPLIANCES],
         phrases=tuple(phrase for phrase, _ in Counter(mark for mark in marks if mark is not None).most_common()),
         how="discovered",
         declined=len(restricted),

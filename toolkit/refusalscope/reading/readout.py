@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,13 +25,17 @@ Opening = tuple[int, ...]
 How = Literal["discovered", "given"]
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True, repr=False, eq=False)
+class Read(Shown):
     """What the logits behind a prompt say, one value per row."""
 
     margin: Float[Tensor, " row"]
     refuses: Bool[Tensor, " row"]
     complies: Bool[Tensor, " row"]
     unread: Float[Tensor, " row"]
+
+    def __repr__(self) -> str:
+        return "Read: margin, refusal, compliance and unread mass of every row"
 
 
 @dataclass(frozen=True, repr=False)

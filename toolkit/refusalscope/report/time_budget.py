@@ -25,7 +25,7 @@ from refusalscope.reading.readout import Readout
 from refusalscope.reading.replies import SHORT, WHOLE
 from refusalscope.report.plan import FULL_PLAN, Plan
 from refusalscope.reprs import Shown
-from refusalscope.rule import Cell, default_rule
+from refusalscope.rule import default_rule
 from refusalscope.subspace import Subspace
 
 SPARE = 0.8  # of a budget is planned for: machines are shared, and a stage can take longer than the trial said

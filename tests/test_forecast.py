@@ -171,7 +171,7 @@ def test_where_no_layer_is_early_a_winner_asks_for_nothing_and_a_map_for_all(gua
 def test_the_most_of_a_selection_hangs_on_no_limit_but_the_layers(prompts, rule):
     """A rule that nothing passes has asked for as much: only then is every KL asked for."""
     model = unloaded(ORGANISM)
-    early, n = sum(layer < 0.8 * model.n_layers for layer in range(model.n_layers)), len(prompts.select.harmless)
+    early, n = rule.first_late(model.n_layers), len(prompts.select.harmless)
     passing = (2 + 3 * early * model.n_positions) * n
     most = selection_bounds(model, prompts.select, mode="winner", rule=rule)[1]
     assert most == (passing if rule.induce_floor < math.inf else (2 + early * model.n_positions) * n)

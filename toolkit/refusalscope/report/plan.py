@@ -28,6 +28,7 @@ class Plan(Shown):
         curve_placebos: placebos beside the rule's choice, and at every point of a curve.
         transfer: whether transfer matrices are filled.
         monitor: whether a monitor is fitted, and tried with the rule's choice ablated.
+        validity: select prompts of each label at the most on which the readout is held against whole replies.
         rule: whether the selection rule chooses a cell, whose effect and curves are measured.
         kappa: damage limit in nats: of the verdict and, as ``kl_limit``, of the selection rule.
     """
@@ -40,6 +41,7 @@ class Plan(Shown):
     curve_placebos: int = 39
     transfer: bool = True
     monitor: bool = True
+    validity: int = 64
     rule: bool = True
     kappa: float = KAPPA
 

@@ -166,7 +166,9 @@ def _ground(
     found: Found, model: ChatModel, prompts: ContrastSet, *, plan: Plan, labels: Labels, seed: int
 ) -> Ground | None:
     """The readout, what to locate on, and the baseline: without them there is nothing to say."""
-    singly, located, chosen = plan.transfer or "prompt budget" in plan.curves, prompts.locate, prompts.select
+    singly, located = plan.transfer or "prompt budget" in plan.curves, prompts.locate
+    fewest = min(len(prompts.select.restricted), len(prompts.select.harmless), plan.validity)
+    chosen = prompts.select.sample(fewest, seed=seed) if fewest else prompts.select
     found.readout = found.run("readout", lambda: (readout(model, located), 2 * len(located)))
     if (known := found.readout) is None:
         return None

@@ -25,6 +25,7 @@ from refusalscope.reading.readout import Readout
 from refusalscope.reading.replies import SHORT, WHOLE
 from refusalscope.report.plan import FULL_PLAN, Plan
 from refusalscope.reprs import Shown
+from refusalscope.rule import default_rule
 from refusalscope.subspace import Subspace
 
 SPARE = 0.8  # of a budget is planned for: machines are shared, and a stage can take longer than the trial said
@@ -200,7 +201,10 @@ def _even(names: Sequence[str], count: int) -> list[str]:
 
 
 def _left_out(prompts: ContrastSet, some: ContrastSet, rung: Rung, model: ChatModel) -> list[str]:
-    every = sum(model.positions.stop - position > 0 for position in model.positions) * int(0.8 * model.n_layers)
+    early = sum(
+        default_rule(model.n_layers).is_early(Cell(layer, -1), model.n_layers) for layer in range(model.n_layers)
+    )
+    every = model.n_positions * early
     said = [
         f"{len(prompts.prompts) - len(some.prompts)} of {len(prompts.prompts)} prompts: left out to fit the budget",
         f"{max(0, every - rung.cells)} of {every} early cells: left out to fit the budget",

@@ -10,7 +10,6 @@ from pydantic.dataclasses import dataclass
 from refusalscope.prompts.prompt import Label, Split
 from refusalscope.reprs import Shown, among, between, digits, where
 from refusalscope.results.files import CLOSED
-from refusalscope.rule import LayerCut
 
 MAX_CELLS, MAX_PHRASES, MAX_LINES = 5000, 12, 20
 LONGEST_LINE = 600
@@ -26,6 +25,7 @@ Layer = Annotated[int, Field(ge=0, lt=1000)]
 Position = Annotated[int, Field(gt=-1000, lt=0)]
 Package = Literal["refusalscope", "torch", "transformers", "transformer-lens", "python"]
 Versions = Annotated[dict[Package, Short], Field(min_length=5)]
+LayerCut = Literal["reference", "printed"]  # as in rule.py, which brings pandas and is not imported here
 State = Literal["optional", "partly optional", "resistant", "undetermined"]
 
 

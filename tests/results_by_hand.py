@@ -123,6 +123,8 @@ def optionality(
         kappa=0.1,
         bypass=value(x, bypass, unit="rate", note="" if bypass else "4 clusters, an interval needs at least 5"),
         bypass_lower=value(min(x, 0.9), (0.0, 0.95), unit="rate"),
+        margin_after=value(-4.0, (-5.0, -3.0)),
+        placebo_margins=(2.5, 3.5),
         unread=0.03,
         over_refusal_before=value(0.1, (0.05, 0.2), unit="rate"),
         over_refusal_after=value(0.0, (0.0, 0.1), unit="rate"),

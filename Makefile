@@ -53,6 +53,7 @@ lab: setup ## Open JupyterLab on the notebooks.
 
 bench: setup ## Measure speed against a naive sweep; prints ratios.
 	$(BIN)/python tests/benchmarks/selection_speed.py
+	$(BIN)/python tests/benchmarks/readout_speed.py
 
 bench-shapes: setup ## Measure speed and memory in the shapes of chat models; all of them on a GPU.
 	$(BIN)/python tests/benchmarks/shape_speed.py

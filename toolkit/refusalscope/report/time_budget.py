@@ -201,9 +201,7 @@ def _even(names: Sequence[str], count: int) -> list[str]:
 
 
 def _left_out(prompts: ContrastSet, some: ContrastSet, rung: Rung, model: ChatModel) -> list[str]:
-    early = sum(
-        default_rule(model.n_layers).is_early(Cell(layer, -1), model.n_layers) for layer in range(model.n_layers)
-    )
+    early = default_rule(model.n_layers).first_late(model.n_layers)
     every = model.n_positions * early
     said = [
         f"{len(prompts.prompts) - len(some.prompts)} of {len(prompts.prompts)} prompts: left out to fit the budget",

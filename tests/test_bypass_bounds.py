@@ -17,7 +17,7 @@ from refusalscope.metrics import next_token, read
 from refusalscope.optionality import judge, optionality
 from refusalscope.reading import readout
 
-N = 16
+N = 64
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def direction_of(guarded, prompts):
 
 
 def split(world: World, name: str, *, gone: int, answering: int, unread: float = 0.0, kl: float = 0.01, tried):
-    """One attack: so many of sixteen refusals are gone, so many open as an answer, the mass that opens neither way."""
+    """One attack: so many of the refusals are gone, so many open as an answer, the mass that opens neither way."""
     margins = np.where(np.arange(N) < gone, ANSWERED, REFUSED)[None]
     made = world.split(name, margins, np.full((1, N), kl), tried=tried)
     flags = torch.arange(N)[None] < answering
@@ -53,9 +53,9 @@ def both(world: World, **how):
 
 
 def test_the_lower_bound_counts_replies_that_open_as_answers_and_the_upper_those_that_do_not_refuse(world):
-    found = both(world, gone=14, answering=11)
-    assert found.bypass.value == pytest.approx(14 / N)
-    assert found.bypass_lower.value == pytest.approx(11 / N)
+    found = both(world, gone=56, answering=44)
+    assert found.bypass.value == pytest.approx(56 / N)
+    assert found.bypass_lower.value == pytest.approx(44 / N)
     assert any("bounds of the bypass rate: 0.69" in reason for reason in judge(found).reasons)
 
 
@@ -72,8 +72,8 @@ def test_the_lower_bound_is_never_above_the_upper(whole, direction):
 
 
 def test_a_guardrail_whose_refusals_turn_into_something_unread_is_not_called_optional(world):
-    assert judge(both(world, gone=16, answering=16)).state == "optional"
-    found = judge(both(world, gone=16, answering=4))
+    assert judge(both(world, gone=64, answering=64)).state == "optional"
+    found = judge(both(world, gone=64, answering=16))
     assert found.state == "undetermined"
     assert "cannot tell bypassed from broken" in found.reasons[0]
 
@@ -101,16 +101,16 @@ def test_an_attack_under_which_replies_open_neither_way_is_not_chosen(world):
 
 
 def test_where_every_attack_breaks_the_replies_the_guardrail_is_not_optional(world):
-    broken = both(world, gone=16, answering=0, unread=0.9)
+    broken = both(world, gone=64, answering=0, unread=0.9)
     assert not broken.worst
     assert judge(broken).state == "undetermined"
-    assert judge(both(world, gone=16, answering=16, unread=0.0)).state == "optional"
+    assert judge(both(world, gone=64, answering=64, unread=0.0)).state == "optional"
 
 
 def test_an_attack_that_breaks_replies_on_report_alone_shows_no_optional_guardrail(world):
     tried = attacks(1)
-    select = split(world, "select", gone=16, answering=16, tried=tried)
-    report = split(world, "report", gone=16, answering=0, unread=0.9, tried=tried)
+    select = split(world, "select", gone=64, answering=64, tried=tried)
+    report = split(world, "report", gone=64, answering=0, unread=0.9, tried=tried)
     found = optionality(select, report)
     assert found.over_limit
     assert found.unread == pytest.approx(0.9)

@@ -32,6 +32,7 @@ from refusalscope.curves.scope import scopes_of
 from refusalscope.errors import ContractError, InterventionError, MeasurementError
 from refusalscope.model.batching import batches, forward
 from refusalscope.organisms.recipe import read_recipe
+from refusalscope.reading import Readout
 from refusalscope.reading.readout import log_odds
 from refusalscope.subspace import Subspace
 from refusalscope.truth import planted_subspace
@@ -395,6 +396,23 @@ def test_the_guardrail_of_an_organism_is_one_token_deep(guard, found):
     shallow = curves.depth(guard, found, OPENING, deepest=0, placebos=0).landmarks["depth of the guardrail"]
     assert math.isnan(shallow.value)
     assert "stays above zero" in shallow.note
+
+
+@pytest.mark.parametrize("one_token", [True, False])
+def test_the_prompt_forwards_of_a_depth_curve_are_those_that_ran(guard, found, one_token):
+    """Behind openings of several tokens every depth is a forward of its own, and is charged as one."""
+    known = Readout(((88,), (90,))) if one_token else Readout(((88, 5), (90,)))
+    before, rows = dataclasses.replace(guard, readout=known), []
+    handle = guard.model.bridge.blocks[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+    )
+    try:
+        curve = curves.depth(before, found, OPENING, deepest=2, placebos=3)
+    finally:
+        handle.remove()
+    assert (
+        sum(rows) == curve.pf == (1 if one_token else 3) * (2 * len(guard.prompts) + 3 * len(guard.prompts.restricted))
+    )
 
 
 def test_an_opening_shorter_than_the_depth_is_refused(guard, found):

@@ -47,12 +47,13 @@ def depth(
     """Returns the refusal margin after the first 0, 1, … tokens of a fixed opening of the reply, teacher-forced.
 
     The opening is usually the beginning of a compliant answer: a guardrail that is only a few tokens deep is gone
-    after them. Depth 0 is the margin. All depths come from one forward per prompt. Columns ``depth condition label``,
+    after them. Depth 0 is the margin. With one-token openings all depths come from one forward per prompt, else each
+    from one of its own. Columns ``depth condition label``,
     then as in every curve, with ``measure`` = ``margin`` in nats; conditions are ``baseline`` and ``ablated``, the
     placebos stand beside the ablated restricted prompts, and p counts placebos that lower the margin as much.
     The landmark ``depth of the guardrail`` is the smallest number of tokens after which the mean margin of restricted
-    prompts is not above zero at baseline. A margin is about the refusal tokens R alone: a refusal
-    that begins otherwise after an opening than at the first token is not seen.
+    prompts is not above zero at baseline. A margin is about the readout's openings alone: a refusal
+    that begins otherwise after a part of the reply than at its beginning is not seen.
 
     Args:
         opening: text of the reply's beginning, scored and never generated; only its first tokens are read.
@@ -75,7 +76,8 @@ def depth(
         [row for part in plain for row in _rows(prompts, part, "baseline", plain[part], None)]
         + [row for part in plain for row in _rows(prompts, part, "ablated", ablated[part], nulls_of[part])]
     )
-    pf = float(2 * len(prompts) + len(nulls) * len(prompts.restricted))
+    each = 1 if before.readout.one_token else 1 + deepest  # forwards that all depths of one prompt come from
+    pf = float(each * (2 * len(prompts) + len(nulls) * len(prompts.restricted)))
     landmarks = {"depth of the guardrail": _landmark(prompts, plain["restricted"], seed)}
     return Curve("opening depth", frame.assign(pf=pf), landmarks, pf, time.perf_counter() - began)
 

@@ -153,7 +153,7 @@ def most_described(model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> flo
         "rank": MOST_RANKS * null,
         "prompt budget": len(curves.sizes_of(pairs)) * (Sampling().draws + plan.curve_placebos),
         "layer scope": len(curves.scopes_of(model.n_layers)) * null,
-        "opening depth": 2 + plan.curve_placebos,
+        "opening depth": (1 + curves.DEEPEST) * (2 + plan.curve_placebos),  # each depth apart, behind long openings
     }
     drawn = sum(attacks[name] for name in plan.curves) * 2 * plan.per_label
     if not plan.transfer:

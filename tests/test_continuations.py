@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from family_models import CASES, DENSE, WIDTH, FamilyCase, written
-from refusalscope import ablate, load, refuses
+from refusalscope import ablate, baseline, capture, load, locate, rdo_objective, refuses
+from refusalscope.errors import MeasurementError
 from refusalscope.model import continuations
 from refusalscope.model.batching import Batch, forward
 from refusalscope.model.continuations import WORTH_SHARING, Tree, packed, read_continuations
 from refusalscope.reading import Readout, greedy_replies
 from refusalscope.reading.discover import without_longer
+from refusalscope.rule import Cell
+from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import Subspace
 
 EPS = torch.finfo(torch.float32).eps
@@ -169,6 +172,26 @@ def test_rows_longer_than_a_sliding_window_are_read_one_beginning_at_a_time(tmp_
         wrong = read_continuations(model, rows, tree, everything)
         right = one_at_a_time(model, rows, tree)
         assert float((wrong - right).abs().max()) > 30 * 3e-4 * float(right.abs().max())
+
+
+def test_rows_longer_than_a_sliding_window_are_scored_by_whole_forwards_and_not_searched(tmp_path_factory, contrast):
+    """Resuming a packed forward would be as wrong there as reading it, and so would a search's gradient."""
+    model = windowed(tmp_path_factory, 12)
+    few, tree = contrast.select.sample(3, seed=0), Tree.before([(7, 9), (7, 11, 13)])
+    known = Readout(((7, 9), (7, 11, 13)))
+    assert max(map(len, model.encode(few.texts))) > 12
+    candidates = locate.mean_difference(*capture(model, few))
+    made, apart = (
+        ModelScorer(one, candidates, few, known) for one in (model, dataclasses.replace(model, can_resume=False))
+    )
+    cells = [Cell(1, -1), Cell(2, -1)]
+    assert made.score("induce", cells) == pytest.approx(apart.score("induce", cells), abs=1e-4)
+    assert made.cost("induce", cells[0]) == len(few.harmless)
+    assert not continuations.packable(model, model.encode(few.texts), tree)
+    before = dataclasses.replace(baseline(model, few, known), refused=torch.tensor([True, True, True]))
+    guarded = dataclasses.replace(before, restricted=before.harmless + 1)
+    with pytest.raises(MeasurementError, match="cannot be read with these prompts"):
+        rdo_objective(guarded, candidates.at(1, -1))
 
 
 def test_rows_within_a_sliding_window_are_packed(tmp_path_factory):

@@ -17,6 +17,7 @@ from refusalscope import ablate, add, baseline, capture, effect, interventions, 
 from refusalscope.errors import ContractError, InterventionError
 from refusalscope.metrics import Openings, next_token
 from refusalscope.model import forward, load
+from refusalscope.reading import greedy_replies, readout
 from refusalscope.rule import Rule
 
 INTERVENTIONS = {"ablate": ablate, "add": add}
@@ -222,6 +223,27 @@ def test_an_organism_may_speak_under_an_intervention(tiny, direction, few, inter
         made = tiny.bridge.original_model.generate(torch.tensor([[10, 11, 12]]), max_new_tokens=1)
         assert len(outcomes(tiny, few)) == len(few)
     assert made.shape == (1, 4)
+
+
+def test_replies_are_read_of_a_model_as_it_is_and_of_no_other(worldly, direction, few, intervention):
+    """The readout reads the model's own replies: no intervention may be active, nor a hook of the caller's."""
+    before, plain = state(worldly), greedy_replies(worldly, few, longest=3)
+    assert [len(reply) for reply in plain] == [3] * len(few)
+    with intervention(worldly, direction()):
+        for ask in (greedy_replies, readout):
+            with pytest.raises(ContractError, match="C3"):
+                ask(worldly, few)
+    own = worldly.bridge.hooks(fwd_hooks=[(worldly.sites.embed, lambda x, hook: x)])
+    with own, pytest.raises(ContractError, match="has hooks registered"):
+        greedy_replies(worldly, few)
+    assert greedy_replies(worldly, few, longest=3) == plain
+    assert state(worldly) == before
+
+
+def test_an_organisms_replies_are_read_under_an_intervention(tiny, direction, few, intervention):
+    plain = greedy_replies(tiny, few, longest=3)
+    with intervention(tiny, direction()):
+        assert greedy_replies(tiny, few, longest=3) != plain
 
 
 def test_outcomes_of_anything_but_an_organism_are_refused(worldly, few):

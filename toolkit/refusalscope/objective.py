@@ -20,7 +20,7 @@ from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.model.batching import Batch, at_least_float32, batches, placed
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.continuations import packed
+from refusalscope.model.continuations import packable, packed
 from refusalscope.model.hooking import Hook, hooked
 from refusalscope.reprs import Shown
 from refusalscope.stats import torch_generator
@@ -245,10 +245,11 @@ def _check(before: Baseline, start: Subspace) -> None:
             f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted "
             f"prompts and its mean margins differ by {before.gap:.2f} nats: there is no refusal to search for."
         )
-    if not (before.readout.one_token or before.model.can_pack):
+    known, model = before.readout, before.model
+    if not (known.one_token or packable(model, model.encode(before.prompts.texts), known.tree)):
         raise MeasurementError(
-            f"{before.model.origin.name}: its beginnings of a reply cannot be read with their prompt, which a search "
-            "needs. Give one-token openings."
+            f"{model.origin.name}: beginnings of a reply cannot be read with these prompts in one forward, which a "
+            "search needs. Give one-token openings."
         )
     if start.layer is None or start.vectors.shape[1] != before.model.d_model:
         raise MeasurementError(f"A search starts from a located direction of this model; got a {start!r}.")

@@ -15,7 +15,7 @@ from refusalscope.interventions import ablate, add
 from refusalscope.metrics import Readings, kl, margin, read
 from refusalscope.model.batching import Batch, map_rows
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.continuations import packed
+from refusalscope.model.continuations import packable, packed
 from refusalscope.model.resume import recorded, resume
 from refusalscope.progress import bar
 from refusalscope.prompts import Prompts
@@ -42,9 +42,11 @@ class ModelScorer:
         self.n_prompts = max(len(self.restricted), len(self._asked))
         self.values: dict[Kind, dict[Cell, Float[Tensor, " prompt"]]] = {"bypass": {}, "induce": {}, "kl": {}}
 
-    @property
+    @cached_property
     def _resumes(self) -> bool:
-        return self.model.can_resume and (self.readout.one_token or self.model.can_pack)
+        if not self.model.can_resume or self.readout.one_token:
+            return self.model.can_resume
+        return packable(self.model, self.model.encode(self._asked.texts), self.readout.tree)
 
     @cached_property
     def restricted_margin(self) -> Float[Tensor, " prompt"]:

@@ -98,7 +98,7 @@ def read_continuations(
     Where neither a tree nor a shared beginning is to be run, this is the plain forward, bit for bit. Where the
     architecture cannot be packed (``ChatModel.can_pack``) every beginning is run behind its own copy of the prompt.
     """
-    packs = model.can_pack and _fits(model, token_lists, tree)
+    packs = packable(model, token_lists, tree)
     start = _beginning(model, token_lists, copies) if packs else Beginning()
     own = [list(tokens[start.length :]) for tokens in token_lists]
     run = _packed if packs and (len(tree) > 1 or start.length) else _one_by_one
@@ -155,6 +155,11 @@ def packs(model: ChatModel, token_lists: Sequence[Tokens]) -> bool:
         return False  # an architecture without such masks or caches; the plain path serves it
     expected = _one_by_one(model, Batch(*_padded(model, rows), torch.arange(len(rows))), tree, Beginning(), 1)
     return bool((made - expected).abs().amax() <= tolerance * expected.abs().amax())
+
+
+def packable(model: ChatModel, token_lists: Sequence[Tokens], tree: Tree) -> bool:
+    """Returns whether a tree can be read in one forward with these prompts: by architecture, and within its window."""
+    return model.can_pack and _fits(model, token_lists, tree)
 
 
 def _fits(model: ChatModel, token_lists: Sequence[Tokens], tree: Tree) -> bool:

@@ -21,11 +21,12 @@ from refusalscope.locators import mean_difference
 from refusalscope.optionality import Menu
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet, Prompts
-from refusalscope.reading import readout
+from refusalscope.reading import readout, validate_readout
 from refusalscope.report import PLANS, Plan, card, estimated_measure_cost, measure, stages
 from refusalscope.report.deploy import most_watched
 from refusalscope.report.verdict import not_shown
 from refusalscope.results import GuardrailCard
+from refusalscope.results.parts import ContrastFacts
 from refusalscope.rule import Rule
 
 ANY_INDUCTION = Rule(induce_floor=-1000.0)  # tests of the path to an effect must not hang on how a guard was trained
@@ -155,6 +156,36 @@ def test_every_number_of_the_card_comes_from_the_report_split(made, guarded, pro
     again = effect(before, mean_difference(*capture(guarded, prompts.locate)).at(cell.layer, cell.position))
     assert made.effect.suppression.value == again.suppression.value
     assert made.effect.kl.value == again.kl.value
+
+
+def test_the_card_says_how_far_its_readout_can_be_trusted_under_ablation_too(made, guarded, prompts):
+    """An organism may be decoded under an intervention: there its answers judge the readout."""
+    plain, intervened = made.validity.plain, made.validity.intervened
+    again = validate_readout(guarded, prompts.select, readout(guarded, prompts.locate))
+    assert (plain.kappa.value, plain.late.value, plain.declined) == (
+        again.kappa.value,
+        again.late.value,
+        again.declined,
+    )
+    assert plain.agreement.n == len(prompts.select)
+    assert intervened is not None
+    assert "ablated" in intervened.judge
+    assert intervened.agreement.n == len(prompts.report.restricted)
+    assert intervened.agreement.value >= 0.9
+
+
+def test_the_card_says_what_was_located_on(made, guarded, prompts):
+    before = baseline(guarded, prompts.locate, readout(guarded, prompts.locate))
+    refused, answered = int(before.refused.sum()), int(before.answered.sum())
+    dropped = (len(before.refused) - refused, len(before.answered) - answered)
+    assert made.contrast == ContrastFacts("behaviour", refused, answered, *dropped)
+
+
+def test_bounds_and_over_refusal_stand_beside_the_bypass_rate(made):
+    for one in (made.effect, made.optionality):
+        assert one.bypass_lower.value <= one.bypass.value
+        assert 0 <= one.over_refusal_before.value <= 1
+        assert 0 <= one.over_refusal_after.value <= 1
 
 
 def test_a_declared_seed_is_an_applied_seed(made, guarded, prompts):

@@ -48,6 +48,7 @@ def tiny_dir(make_tiny) -> Path:
         head_dim=8,
         max_position_embeddings=128,
         tie_word_embeddings=True,
+        initializer_range=0.3,  # so that prompts differ in their most likely token
     )
 
 
@@ -85,26 +86,30 @@ def few(contrast):
 
 @pytest.fixture(scope="session")
 def before(tiny, few):
-    """A baseline with something to lose: R is whatever an untrained model says more often to restricted prompts."""
+    """A baseline with something to lose: R is whatever an untrained model says more often to restricted prompts.
+
+    Some restricted prompts are refused and some harmless ones answered, by the most likely token.
+    """
     from refusalscope.effect import baseline
     from refusalscope.metrics import next_token
-    from refusalscope.model import RefusalTokens
+    from refusalscope.reading import Readout
 
     restricted, harmless = (next_token(tiny, part).exp().mean(0) for part in (few.restricted, few.harmless))
     ids = tuple((restricted - harmless).argsort(descending=True)[: int(0.7 * len(restricted))].tolist())
-    found = baseline(tiny, few, RefusalTokens(ids, ("many",), 1.0, 0.0, len(few.restricted), "given"))
+    found = baseline(tiny, few, Readout(tuple((one,) for one in ids), phrases=("many",), n=len(few.restricted)))
     assert found.gap > 0
     assert bool(found.refused.any())
+    assert bool(found.answered.any())
     return found
 
 
 @pytest.fixture(scope="session")
-def tiny_refusal(tiny, few):
+def tiny_readout(tiny, few):
     """Three tokens to count as refusal in a model that has learned nothing."""
-    from refusalscope.model import given_refusal_tokens
     from refusalscope.organisms.language import language
+    from refusalscope.reading import readout
 
-    return given_refusal_tokens(tiny, [dialect.refusal.split()[0] for dialect in language().dialects], few)
+    return readout(tiny, few, openings=[dialect.refusal.split()[0] for dialect in language().dialects])
 
 
 @pytest.fixture

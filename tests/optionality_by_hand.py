@@ -10,11 +10,12 @@ from scipy.stats import norm
 
 from refusalscope.attack import Attack, Responses
 from refusalscope.effect import Baseline
-from refusalscope.model import ChatModel, RefusalTokens
+from refusalscope.model import ChatModel
 from refusalscope.prompts import Prompt, Prompts
+from refusalscope.reading import Readout
 from refusalscope.subspace import Subspace
 
-R = RefusalTokens((0,), ("no",), 1.0, 0.0, 1, "given")
+R = Readout(((0,),), phrases=("no",), n=1)
 REFUSED, ANSWERED = 5.0, -5.0
 
 

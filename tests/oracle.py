@@ -64,6 +64,11 @@ def last_logits(model, token_lists):
     return torch.stack([found[row] for row in range(len(token_lists))])
 
 
+def refused(logits, ids):
+    """Whether the most likely token is one of R."""
+    return torch.isin(logits.argmax(-1), torch.tensor(list(ids)))
+
+
 def margins(logits, ids):
     """log P(R) − log P(not R), in two lines and float64."""
     p = logits.double().log_softmax(-1)

@@ -17,6 +17,8 @@ from refusalscope.results.deploy import Rate, Reliance
 from refusalscope.results.diagnosis import DiagnosisFacts, ExactFacts, FindingFacts
 from refusalscope.results.family import AttackFacts, AttackScores, FrontierPoint, OptionalityFacts
 from refusalscope.results.parts import (
+    AgreementFacts,
+    ContrastFacts,
     EffectFacts,
     InstrumentCheck,
     Margins,
@@ -25,18 +27,19 @@ from refusalscope.results.parts import (
     Place,
     PlaceboFacts,
     PromptFacts,
-    RefusalFacts,
+    ReadoutFacts,
     RuleFacts,
     Score,
     ScoredCell,
     Selected,
+    ValidityFacts,
     Value,
     Verdict,
 )
 
 COUNTS = {split: {"restricted": 16, "harmless": 16} for split in ("locate", "select", "report")}
 VERSIONS = dict.fromkeys(("refusalscope", "torch", "transformers", "transformer-lens", "python"), "1.0")
-REFUSAL = RefusalFacts(("rili",), (88,), 0.97, 0.01, 16, "discovered")
+READOUT = ReadoutFacts(("rili",), 2, 5, 3, 0.97, 0.01, 0.9, 16, 15, 1, "discovered")
 
 
 def head(*, name: str = "organism", source: str = "few.jsonl") -> dict:
@@ -48,6 +51,17 @@ def head(*, name: str = "organism", source: str = "few.jsonl") -> dict:
 
 def value(x: float, interval: tuple[float, float] | None, *, unit: str = "nats", note: str = "") -> Value:
     return Value(x, interval, 16, 8, "cluster-t 95%", None, unit, note)
+
+
+def agreement(*, judge: str, kappa: float = 0.95) -> AgreementFacts:
+    """A readout beside a judge of whole replies, its kappa given."""
+    late = value(0.06, (0.01, 0.2), unit="rate")
+    return AgreementFacts(judge, value(0.97, (0.9, 0.99), unit="rate"), value(kappa, (0.8, 1.0), unit=""), late, 15, 16)
+
+
+def validity(*, judge: str, kappa: float = 0.95) -> ValidityFacts:
+    """What two judges say of a readout: the model's own replies, and those under ablation."""
+    return ValidityFacts(agreement(judge=judge, kappa=kappa), agreement(judge=judge))
 
 
 def selected() -> Selected:
@@ -62,7 +76,7 @@ def selected() -> Selected:
 
 def selection() -> SelectionResult:
     """A whole selection result."""
-    return SelectionResult(**head(), refusal_tokens=REFUSAL, **vars(selected()))
+    return SelectionResult(**head(), readout=READOUT, **vars(selected()))
 
 
 def effect(*, bypass: tuple[float, float] | None = (0.85, 0.99), kl: float = 0.02, p: float = 0.005) -> EffectFacts:
@@ -70,6 +84,10 @@ def effect(*, bypass: tuple[float, float] | None = (0.85, 0.99), kl: float = 0.0
     rank = PlaceboFacts(p, 199, 0.1, (-0.05, 0.05))
     return EffectFacts(
         bypass=value(0.95, bypass, unit="rate", note="" if bypass else "4 clusters, an interval needs at least 5"),
+        bypass_lower=value(0.9, (0.8, 0.95), unit="rate"),
+        unread=0.03,
+        over_refusal_before=value(0.1, (0.05, 0.2), unit="rate"),
+        over_refusal_after=value(0.0, (0.0, 0.1), unit="rate"),
         suppression=value(0.7, (0.6, 0.8), unit=""),
         kl=value(kl, (kl / 2, kl * 1.5)),
         kl_median=kl,
@@ -104,6 +122,12 @@ def optionality(
     return OptionalityFacts(
         kappa=0.1,
         bypass=value(x, bypass, unit="rate", note="" if bypass else "4 clusters, an interval needs at least 5"),
+        bypass_lower=value(min(x, 0.9), (0.0, 0.95), unit="rate"),
+        margin_after=value(-4.0, (-5.0, -3.0)),
+        placebo_margins=(2.5, 3.5),
+        unread=0.03,
+        over_refusal_before=value(0.1, (0.05, 0.2), unit="rate"),
+        over_refusal_after=value(0.0, (0.0, 0.1), unit="rate"),
         suppression=value(0.7, (0.6, 0.8), unit=""),
         index=value(0.6, (0.5, 0.7), unit="rate"),
         suppression_index=value(0.5, (0.4, 0.6), unit=""),
@@ -169,7 +193,9 @@ def card(
         **head(name=name, source=source),
         plan="full",
         verdict=Verdict("optional", f"The guardrail of {name} is optional.", ("one attack is enough",)),
-        refusal_tokens=REFUSAL,
+        readout=READOUT,
+        validity=validity(judge=name),
+        contrast=ContrastFacts("behaviour", 15, 16, 1, 0),
         baseline=selected().baseline,
         optionality=optionality(name=name, bypass=bypass, x=x),
         effect=effect(),

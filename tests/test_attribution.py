@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from refusalscope import baseline, capture, given_refusal_tokens, language, margin
+from refusalscope import baseline, capture, language, margin, readout
 from refusalscope.attribution import attribution, knock_out, knockout_curve, mean_writes
 from refusalscope.errors import ContractError, InterventionError, MeasurementError, ModelError
 from refusalscope.locators.mean_difference import mean_difference
@@ -131,7 +131,7 @@ def test_with_every_component_knocked_out_all_prompts_are_one(before, tiny, cont
     """Then the last residual is the template's embedding plus mean writes, whatever was asked."""
     means = mean_writes(tiny, contrast.select.harmless.sample(8, seed=1))
     with knock_out(tiny, everything(means), means) as receipt:
-        margins = margin(tiny, before.prompts.restricted, before.refusal)
+        margins = margin(tiny, before.prompts.restricted, before.readout)
     assert receipt.state == "valid"
     assert float(margins.max() - margins.min()) < 1e-4
     assert float(before.restricted.max() - before.restricted.min()) > 1e-2
@@ -139,7 +139,7 @@ def test_with_every_component_knocked_out_all_prompts_are_one(before, tiny, cont
 
 def test_whole_attentions_are_knocked_out_where_heads_are_not_told_apart(post_normed, few):
     means = mean_writes(post_normed, few.harmless)
-    refusal = given_refusal_tokens(post_normed, [d.refusal.split()[0] for d in language().dialects], few)
+    refusal = readout(post_normed, few, openings=[d.refusal.split()[0] for d in language().dialects])
     with knock_out(post_normed, everything(means), means):
         margins = margin(post_normed, few.restricted, refusal)
     assert float(margins.max() - margins.min()) < 1e-4
@@ -150,20 +150,20 @@ def test_a_head_that_writes_its_own_value_changes_nothing_and_its_neighbours_are
     means = mean_writes(tiny, one_prompt)
     component = next(one for one in means.writers.components if one.name == "L1H2")
     with knock_out(tiny, [component], means):
-        same = margin(tiny, one_prompt, before.refusal)
-        other = margin(tiny, few.restricted[1:], before.refusal)
-    torch.testing.assert_close(same, margin(tiny, one_prompt, before.refusal), rtol=1e-4, atol=1e-5)
+        same = margin(tiny, one_prompt, before.readout)
+        other = margin(tiny, few.restricted[1:], before.readout)
+    torch.testing.assert_close(same, margin(tiny, one_prompt, before.readout), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(other, before.restricted[1:], rtol=1e-4, atol=1e-5)
 
 
 def test_after_a_knock_out_the_model_is_as_it_was(before, tiny, few):
     means = mean_writes(tiny, few.harmless)
     with knock_out(tiny, everything(means)[:3], means):
-        margin(tiny, few.restricted, before.refusal)
-    assert torch.equal(margin(tiny, few.restricted, before.refusal), before.restricted)
+        margin(tiny, few.restricted, before.readout)
+    assert torch.equal(margin(tiny, few.restricted, before.readout), before.restricted)
     with pytest.raises(ZeroDivisionError), knock_out(tiny, everything(means)[:3], means):
         raise ZeroDivisionError
-    assert torch.equal(margin(tiny, few.restricted, before.refusal), before.restricted)
+    assert torch.equal(margin(tiny, few.restricted, before.readout), before.restricted)
 
 
 def test_a_weight_changed_inside_a_knock_out_is_noticed(tiny, few):
@@ -188,7 +188,7 @@ def test_what_cannot_be_knocked_out_is_refused(tiny, few):
 @pytest.fixture(scope="module")
 def planted(organism, contrast):
     model, asked = organism("planted-1"), contrast.report.sample(24, seed=0)
-    refusal = given_refusal_tokens(model, [d.refusal.split()[0] for d in language().dialects], asked)
+    refusal = readout(model, asked, openings=[d.refusal.split()[0] for d in language().dialects])
     located = mean_difference(*capture(model, contrast.locate)).at(3, -1)
     return baseline(model, asked, refusal), attribution(model, located, asked, random=199)
 

@@ -206,9 +206,9 @@ def test_an_index_that_points_elsewhere_is_a_plain_error(copied, shard, said):
         audit(ORGANISMS / "guarded-0", folder)
 
 
-def test_a_directory_that_names_code_is_refused(copied):
+def test_a_directory_that_names_code_it_needs_is_refused(copied):
     folder = copied("guarded-0")
-    cases.reconfigured(folder, auto_map={"AutoModel": "evil.Model"})
+    cases.reconfigured(folder, auto_map={"AutoModel": "evil.Model"}, architectures=["EvilForCausalLM"])
     with pytest.raises(ModelError, match="auto_map"):
         audit(ORGANISMS / "guarded-0", folder)
 

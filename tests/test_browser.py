@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from refusalscope.diagnosis import Finding
 from refusalscope.estimate import Estimate
 from refusalscope.instrument import Check, Instrument
-from refusalscope.model import RefusalTokens
+from refusalscope.reading import Readout
 from refusalscope.optionality import Difference
 pd.options.display.max_colwidth = None
 bad = {HOSTILE!r}
@@ -45,7 +45,7 @@ SHOWN: dict[str, str] = {
     "a contrast set": "rs.ContrastSet.from_rows(rows, source=bad)",
     "a number": "number",
     "a claim": "rs.claim(bad, True, {bad: bad, 'number': number})",
-    "refusal tokens": "RefusalTokens((1,), (bad,), 0.9, 0.0, 9, 'given')",
+    "a readout": "Readout(((1,),), phrases=(bad,), mass=0.9, harmless_mass=0.0, n=9)",
     "an instrument check": "Instrument('failed', bad, (Check(bad, bad, 0.5, at_least=0.9),))",
     "a finding": "Finding(bad, 'fired', bad, {bad: number}, bad, bad)",
     "a difference": "Difference(bad, bad, 0.1, number, number, ())",

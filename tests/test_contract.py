@@ -44,10 +44,10 @@ def worldly(make_tiny):
 
 
 @pytest.fixture(scope="module")
-def loose_choice(tiny, few, tiny_refusal):
+def loose_choice(tiny, few, tiny_readout):
     """A choice by a rule that lets everything pass: an untrained model has no guardrail to find."""
     rule = Rule(kl_limit=1e9, induce_floor=-1e9, layer_share=1.0)
-    return select(tiny, locate.mean_difference(*capture(tiny, few)), few, tiny_refusal, rule=rule)
+    return select(tiny, locate.mean_difference(*capture(tiny, few)), few, tiny_readout, rule=rule)
 
 
 def state(model) -> tuple:
@@ -65,14 +65,14 @@ def state(model) -> tuple:
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-def test_however_a_block_ends_the_model_is_as_before(tiny, direction, few, tiny_refusal, intervention, error):
+def test_however_a_block_ends_the_model_is_as_before(tiny, direction, few, tiny_readout, intervention, error):
     before, logits = state(tiny), next_token(tiny, few)
     if error is None:
         with intervention(tiny, direction()):
-            margin(tiny, few, tiny_refusal)
+            margin(tiny, few, tiny_readout)
     else:
         with pytest.raises(error), intervention(tiny, direction()):  # noqa: PT012
-            margin(tiny, few, tiny_refusal)
+            margin(tiny, few, tiny_readout)
             raise error
     assert state(tiny) == before
     assert torch.equal(next_token(tiny, few), logits)
@@ -93,7 +93,7 @@ def test_the_comparison_of_states_notices_a_weight_a_hook_and_a_door(tiny):
     del vars(tiny.bridge)["generate"]
 
 
-def test_a_forward_that_breaks_off_leaves_nothing_behind(tiny, direction, few, tiny_refusal, intervention):
+def test_a_forward_that_breaks_off_leaves_nothing_behind(tiny, direction, few, tiny_readout, intervention):
     before = state(tiny)
 
     def interrupt(value, hook):
@@ -101,12 +101,12 @@ def test_a_forward_that_breaks_off_leaves_nothing_behind(tiny, direction, few, t
 
     with pytest.raises(KeyboardInterrupt), intervention(tiny, direction()) as receipt:  # noqa: SIM117
         with tiny.bridge.hooks(fwd_hooks=[(tiny.sites.mlp_out[1], interrupt)]):
-            margin(tiny, few, tiny_refusal)
+            margin(tiny, few, tiny_readout)
     assert state(tiny) == before
     assert receipt.state != "valid"
 
 
-def test_a_forward_run_again_after_memory_ended_is_counted_once(tiny, direction, few, tiny_refusal):
+def test_a_forward_run_again_after_memory_ended_is_counted_once(tiny, direction, few, tiny_readout):
     raised: list[str] = []
 
     def full_once(value, hook):
@@ -116,7 +116,7 @@ def test_a_forward_run_again_after_memory_ended_is_counted_once(tiny, direction,
 
     with pytest.warns(match="out of memory"), ablate(tiny, direction()) as receipt:  # noqa: SIM117
         with tiny.bridge.hooks(fwd_hooks=[(tiny.sites.mlp_out[1], full_once)]):
-            margin(tiny, few, tiny_refusal)
+            margin(tiny, few, tiny_readout)
     assert receipt.state == "valid"
     assert set(receipt.fires.values()) == {receipt.forwards}
 
@@ -133,41 +133,41 @@ def test_a_weight_changed_inside_the_block_is_reported(make_tiny, direction, int
         victim.bridge.original_model.model.register_forward_hook(lambda *_: None)
 
 
-def test_an_edit_that_does_nothing_is_reported_and_its_receipt_invalid(tiny, direction, few, tiny_refusal, monkeypatch):
+def test_an_edit_that_does_nothing_is_reported_and_its_receipt_invalid(tiny, direction, few, tiny_readout, monkeypatch):
     monkeypatch.setattr(interventions, "_projection", lambda *_: lambda x: x)
     with pytest.raises(InterventionError, match="still held"), ablate(tiny, direction()) as receipt:
-        margin(tiny, few, tiny_refusal)
+        margin(tiny, few, tiny_readout)
     assert receipt.state == "invalid"
 
 
 @pytest.mark.parametrize("forwards_before", [0, 1])
 def test_hooks_taken_away_inside_the_block_are_reported(
-    tiny, direction, few, tiny_refusal, intervention, forwards_before
+    tiny, direction, few, tiny_readout, intervention, forwards_before
 ):
     with pytest.raises(InterventionError, match="fired"), intervention(tiny, direction()) as receipt:  # noqa: PT012
         for _ in range(forwards_before):
-            margin(tiny, few, tiny_refusal)
+            margin(tiny, few, tiny_readout)
         tiny.bridge.reset_hooks()
-        margin(tiny, few, tiny_refusal)
+        margin(tiny, few, tiny_readout)
     assert receipt.state == "invalid"
 
 
-def test_nan_in_the_residual_stream_is_never_valid(tiny, direction, few, tiny_refusal):
+def test_nan_in_the_residual_stream_is_never_valid(tiny, direction, few, tiny_readout):
     def poison(value, hook):
         return torch.full_like(value, float("nan"))
 
     with pytest.raises(InterventionError, match="nan"), ablate(tiny, direction()) as receipt:  # noqa: PT012
         with tiny.bridge.hooks(fwd_hooks=[(tiny.sites.attn_out[0], poison)]):
-            margin(tiny, few, tiny_refusal)
-        margin(tiny, few, tiny_refusal)  # a clean forward afterwards does not wipe the fault out
+            margin(tiny, few, tiny_readout)
+        margin(tiny, few, tiny_readout)  # a clean forward afterwards does not wipe the fault out
     assert receipt.state == "invalid"
 
 
-def test_a_block_without_a_forward_is_unused_and_with_one_valid(tiny, direction, few, tiny_refusal, intervention):
+def test_a_block_without_a_forward_is_unused_and_with_one_valid(tiny, direction, few, tiny_readout, intervention):
     with intervention(tiny, direction()) as idle:
         pass
     with intervention(tiny, direction()) as busy:
-        margin(tiny, few, tiny_refusal)
+        margin(tiny, few, tiny_readout)
     assert (idle.state, busy.state) == ("unused", "valid")
 
 
@@ -252,14 +252,14 @@ def test_the_exports_do_export_what_is_allowed():
 
 
 def test_no_repr_of_a_public_noun_shows_a_tensor_or_a_prompt(
-    tiny, few, tiny_refusal, direction, contrast, loose_choice
+    tiny, few, tiny_readout, direction, contrast, loose_choice
 ):
     acts = capture(tiny, few, keep_each=True)
-    before = baseline(tiny, few, tiny_refusal)
+    before = baseline(tiny, few, tiny_readout)
     with ablate(tiny, direction()) as receipt:
         forward(tiny, next(iter_batches(tiny, few)))
     nouns = [tiny, contrast, few, few[0], acts, acts.harmless, locate.mean_difference(*acts), direction(), loose_choice]
-    nouns += [before, receipt, tiny_refusal, loose_choice.baselines["harmless"], Openings(("a",), ("b",)), Rule()]
+    nouns += [before, receipt, tiny_readout, loose_choice.baselines["harmless"], Openings(("a",), ("b",)), Rule()]
     for noun in nouns:
         said = repr(noun) + str(noun) + (noun._repr_html_() if hasattr(noun, "_repr_html_") else "")
         assert "tensor(" not in said
@@ -268,12 +268,12 @@ def test_no_repr_of_a_public_noun_shows_a_tensor_or_a_prompt(
     assert "tensor(" in repr([acts.harmless.mean])
 
 
-def test_the_repr_of_an_effect_is_a_claim(tiny, few, tiny_refusal, direction):
-    before = baseline(tiny, few, tiny_refusal)
+def test_the_repr_of_an_effect_is_a_claim(tiny, few, tiny_readout, direction):
+    before = baseline(tiny, few, tiny_readout)
     if before.gap <= 0 or not bool(
         before.refused.any()
     ):  # an untrained model need not look guarded: shift it until it does
-        before = type(before)(tiny, few, tiny_refusal, before.restricted + 99, before.harmless, before.harmless_base)
+        before = type(before)(tiny, few, tiny_readout, before.restricted + 99, before.harmless, before.harmless_base)
     found = effect(before, direction())
     assert "tensor(" not in repr(found) + found._repr_html_()
     assert repr(found) == "Effect of ablating the Subspace of rank 1 by a test at layer 1, position -1"

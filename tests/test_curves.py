@@ -17,12 +17,12 @@ from refusalscope import (
     baseline,
     capture,
     curves,
-    discover_refusal_tokens,
     effect,
     locate,
     margin,
     placebo,
     plotting,
+    readout,
     stats,
 )
 from refusalscope.attack import Attack, Responses
@@ -30,9 +30,10 @@ from refusalscope.curves import points
 from refusalscope.curves.landmarks import crossing, first_at, mark, settled_at
 from refusalscope.curves.scope import scopes_of
 from refusalscope.errors import ContractError, InterventionError, MeasurementError
-from refusalscope.metrics import margin_of
 from refusalscope.model.batching import batches, forward
 from refusalscope.organisms.recipe import read_recipe
+from refusalscope.reading import Readout
+from refusalscope.reading.readout import log_odds
 from refusalscope.subspace import Subspace
 from refusalscope.truth import planted_subspace
 
@@ -49,7 +50,7 @@ def located(guarded, prompts):
 @pytest.fixture(scope="module")
 def guard(guarded, prompts):
     """A baseline of guarded-0 on eight prompts per label, one of each cluster."""
-    return curves.thinned(baseline(guarded, prompts.report, discover_refusal_tokens(guarded, prompts.locate)), 8)
+    return curves.thinned(baseline(guarded, prompts.report, readout(guarded, prompts.locate)), 8)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def planted(organism, prompts):
     """Planted-1 with its truth, and seven random directions orthogonal to it."""
     model = organism("planted-1")
     truth = planted_subspace(read_recipe(ORGANISMS.parent / "recipes" / "planted-1.toml"))
-    before = curves.thinned(baseline(model, prompts.report, discover_refusal_tokens(model, prompts.locate)), 8)
+    before = curves.thinned(baseline(model, prompts.report, readout(model, prompts.locate)), 8)
     noise = torch.randn(3, model.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return before, truth, noise - (noise @ truth.basis) @ truth.basis.T
 
@@ -362,7 +363,7 @@ def test_depth_zero_is_the_margin_and_deeper_ones_those_after_the_tokens(guard, 
         for deep in range(4):
             asked = [[*ids, *tokens[:deep]] for ids in model.encode(prompts.texts)]
             logits = [forward(model, next(iter(batches(model, [ids]))))[0, -1] for ids in asked]
-            expected = margin_of(torch.stack(logits), guard.refusal.ids).mean()
+            expected = log_odds(torch.stack(logits), guard.readout.first_tokens).mean()
             made = row(curve, "margin", depth=deep, condition="baseline", label=label)
             assert made["value"] == pytest.approx(float(expected), abs=1e-3)
     plain = row(curve, "margin", depth=0, condition="baseline", label="restricted")["value"]
@@ -374,7 +375,7 @@ def test_the_ablated_curve_begins_at_the_ablated_margin_beside_its_placebos(guar
 
     curve = curves.depth(guard, found, OPENING, deepest=2, placebos=4)
     with ablate(guard.model, found):
-        after = margin(guard.model, guard.prompts.restricted, guard.refusal)
+        after = margin(guard.model, guard.prompts.restricted, guard.readout)
     one = row(curve, "margin", depth=0, condition="ablated", label="restricted")
     assert one["value"] == pytest.approx(float(after.mean()), abs=1e-4)
     nulls = placebo_effects(guard, placebo.random_like(found, 4, seed=0))["margin"]
@@ -395,6 +396,23 @@ def test_the_guardrail_of_an_organism_is_one_token_deep(guard, found):
     shallow = curves.depth(guard, found, OPENING, deepest=0, placebos=0).landmarks["depth of the guardrail"]
     assert math.isnan(shallow.value)
     assert "stays above zero" in shallow.note
+
+
+@pytest.mark.parametrize("one_token", [True, False])
+def test_the_prompt_forwards_of_a_depth_curve_are_those_that_ran(guard, found, one_token):
+    """Behind openings of several tokens every depth is a forward of its own, and is charged as one."""
+    known = Readout(((88,), (90,))) if one_token else Readout(((88, 5), (90,)))
+    before, rows = dataclasses.replace(guard, readout=known), []
+    handle = guard.model.bridge.blocks[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+    )
+    try:
+        curve = curves.depth(before, found, OPENING, deepest=2, placebos=3)
+    finally:
+        handle.remove()
+    assert (
+        sum(rows) == curve.pf == (1 if one_token else 3) * (2 * len(guard.prompts) + 3 * len(guard.prompts.restricted))
+    )
 
 
 def test_an_opening_shorter_than_the_depth_is_refused(guard, found):
@@ -463,11 +481,11 @@ def test_any_kind_of_placebo_goes_the_same_way(guard, located, found):
 
 
 def test_thinned_baselines_are_those_of_the_kept_prompts(guarded, prompts):
-    whole = baseline(guarded, prompts.report, discover_refusal_tokens(guarded, prompts.locate))
+    whole = baseline(guarded, prompts.report, readout(guarded, prompts.locate))
     half = curves.thinned(whole, 8)
     assert (len(half.prompts.restricted), len(half.prompts.harmless)) == (8, 8)
     assert len(set(half.prompts.restricted.clusters)) == 8
-    fresh = baseline(guarded, half.prompts, whole.refusal)
+    fresh = baseline(guarded, half.prompts, whole.readout)
     torch.testing.assert_close(half.restricted, fresh.restricted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(half.harmless_base, fresh.harmless_base, atol=1e-4, rtol=1e-5)
     assert curves.thinned(whole, 999).restricted.equal(whole.restricted)

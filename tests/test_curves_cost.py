@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from refusalscope import capture, curves, discover_refusal_tokens, locate, select
+from refusalscope import capture, curves, locate, readout, select
 from refusalscope.curves.cost import CONTROL, STEPS, parameters
 from refusalscope.errors import MeasurementError
 
@@ -29,7 +29,7 @@ def test_parameters_are_counted_by_hand(tiny):
 
 
 def test_steps_take_counts_from_prompts_and_choice(guarded, prompts):
-    refusal = discover_refusal_tokens(guarded, prompts.locate)
+    refusal = readout(guarded, prompts.locate)
     choice = select(guarded, locate.mean_difference(*capture(guarded, prompts.locate)), prompts.select, refusal)
     made = curves.steps(guarded, prompts, choice, seconds={"capture": 0.5}, placebos=3)
     assert [step.name for step in made] == [*STEPS, CONTROL]

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from conftest import ORGANISMS
-from refusalscope import baseline, capture, cli, interventions, locate, placebo_effects, select, stats
+from refusalscope import baseline, capture, cli, interventions, locate, metrics, placebo_effects, select, stats
 from refusalscope.activations import ContrastActivations, Moments
 from refusalscope.diagnosis import Diagnosis, Exact, Finding, diagnose, estimated_diagnose_cost
 from refusalscope.diagnosis import watching as watching_module
@@ -42,13 +42,14 @@ from refusalscope.diagnosis.resampled import auroc, rank_correlation
 from refusalscope.errors import InterventionError, SelectionError
 from refusalscope.locators.standardised import standardised
 from refusalscope.metrics import Openings
-from refusalscope.model import RefusalTokens, discover_refusal_tokens, given_refusal_tokens, load
+from refusalscope.model import load
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.prompts.prompt import LABELS
+from refusalscope.reading import Readout, readout
 from refusalscope.rule import Cell, Rule
 from refusalscope.stats import Estimate
 
-NAMES = ("baseline margin", "refusal tokens", "loud channel", "selection", "ablation", "openings")
+NAMES = ("baseline margin", "readout", "loud channel", "selection", "ablation", "openings")
 LOUD_CHANNEL, LOUDER = 79, 6.0  # of guarded-0: much of the refusal direction, little of the stream
 
 
@@ -112,6 +113,11 @@ def rewritten(folder: Path, change) -> Path:
     return folder
 
 
+def first_tokens(model, found: Readout) -> list[str]:
+    """What the refusals of a readout begin with, as the tokenizer spells it."""
+    return model.tokenizer.convert_ids_to_tokens([opening[0] for opening in found.refusals])
+
+
 def states(found: Diagnosis) -> dict[str, str]:
     return {one.name: one.state for one in found.findings}
 
@@ -145,14 +151,15 @@ def test_every_number_stands_with_its_n_and_every_estimate_with_an_interval_or_a
 
 def test_margins_and_choice_are_those_measured_elsewhere(diagnosed, guarded, shipped):
     found = diagnosed("guarded-0")
-    refusal = discover_refusal_tokens(guarded, shipped.locate)
+    refusal = readout(guarded, shipped.locate)
     acts = capture(guarded, shipped.locate)
     choice = select(guarded, locate.mean_difference(*acts), shipped.select, refusal)
     assert found.cell == choice.cell
     numbers = found["selection"].numbers
     assert numbers["chosen cell, KL(base‖ablated)"].value == pytest.approx(choice.estimates["kl"][choice.cell].value)
     assert numbers["cells: kept"].value == (choice.cells["reason"] == "kept").sum()
-    assert found["refusal tokens"].numbers["mass on the refusal tokens"].value == pytest.approx(refusal.mass, abs=0.01)
+    unread = metrics.read(guarded, shipped.report.restricted, refusal).unread
+    assert found["readout"].numbers["mass on the openings"].value == pytest.approx(float(1 - unread.mean()), abs=1e-6)
 
 
 def test_the_prompt_forwards_are_those_that_ran_and_no_more_than_announced(guarded, prompts):
@@ -222,36 +229,36 @@ def test_auroc_and_rank_correlation_are_the_libraries():
     assert math.isnan(rank_correlation(np.ones(60), y))
 
 
-# --- two: the refusal tokens hold too little ---
+# --- two: the openings hold too little ---
 
 
 @pytest.fixture(scope="module")
 def mistaken(guarded, shipped) -> Diagnosis:
     """guarded-0 with a refusal token that no refusal begins with."""
-    return diagnose(guarded, shipped, refusal=given_refusal_tokens(guarded, ["?"], shipped.locate))
+    return diagnose(guarded, shipped, readout=readout(guarded, shipped.locate, openings=["?"]))
 
 
 def test_tokens_that_capture_little_are_said_to_and_the_openings_tell_that_the_model_refuses(mistaken):
     """With the wrong tokens a guarded model looks unguarded; the openings know better."""
     found = mistaken
-    assert found["refusal tokens"].fired
-    numbers = found["refusal tokens"].numbers
-    assert numbers["mass on the refusal tokens"].high < 0.5
+    assert found["readout"].fired
+    numbers = found["readout"].numbers
+    assert numbers["mass on the openings"].high < 0.5
     assert numbers["other first tokens with 2% of the mass"].value == 2  # one opening per dialect
     assert found["openings"].fired
 
 
 def test_where_else_the_mass_is_is_said_in_counts_and_never_in_words(guarded, shipped, mistaken):
     said = json.dumps(mistaken.to_dict(), ensure_ascii=False)
-    refusals = discover_refusal_tokens(guarded, shipped.locate).tokens
+    refusals = first_tokens(guarded, readout(guarded, shipped.locate))
     assert not any(token in said for token in refusals)
 
 
 def test_tokens_that_capture_half_in_one_dialect_and_none_in_the_other_leave_it_open(guarded, prompts):
-    one = discover_refusal_tokens(guarded, prompts.locate).tokens[0]
-    found = diagnose(guarded, prompts, refusal=given_refusal_tokens(guarded, [one], prompts.locate))
-    assert found["refusal tokens"].state == "cannot tell"
-    assert "hold the limits" in found["refusal tokens"].reason
+    one = first_tokens(guarded, readout(guarded, prompts.locate))[0]
+    found = diagnose(guarded, prompts, readout=readout(guarded, prompts.locate, openings=[one]))
+    assert found["readout"].state == "cannot tell"
+    assert "hold the limits" in found["readout"].reason
 
 
 # --- three: a loud channel owns the direction ---
@@ -316,7 +323,7 @@ def test_a_louder_copy_of_an_organism_fires_and_standardising_finds_what_the_mea
     acts = capture(louder, whole.locate)
     assert found.cell is not None
     plain, tamed = (made(*acts).at(*found.cell) for made in (locate.mean_difference, standardised))
-    before = baseline(louder, whole.report, discover_refusal_tokens(louder, whole.locate))
+    before = baseline(louder, whole.report, readout(louder, whole.locate))
     done = placebo_effects(before, [plain, tamed])
     assert done["bypass"][1] > done["bypass"][0] + 0.2
     assert done["kl"][1] < done["kl"][0] / 2
@@ -337,7 +344,7 @@ def test_where_no_cell_survives_the_best_one_and_what_it_fails_by_are_named(filt
 
 @pytest.mark.parametrize("rule", [Rule(kl_limit=1e-9), Rule(induce_floor=1e6)])
 def test_counts_and_the_nearest_cell_are_those_of_the_rules_own_message(guarded, prompts, rule):
-    refusal = discover_refusal_tokens(guarded, prompts.locate)
+    refusal = readout(guarded, prompts.locate)
     with pytest.raises(SelectionError) as caught:
         select(guarded, locate.mean_difference(*capture(guarded, prompts.locate)), prompts.select, refusal, rule=rule)
     said = re.search(r"Removed: (.*?)\. (.*): layer (\d+), position (-\d+) \(", str(caught.value))
@@ -365,7 +372,7 @@ def test_a_rule_that_nothing_meets_names_its_filter(guarded, prompts):
 @pytest.fixture(scope="module")
 def read(guarded, shipped):
     """guarded-0 at baseline: the baseline, and how its replies begin."""
-    refusal = discover_refusal_tokens(guarded, shipped.locate)
+    refusal = readout(guarded, shipped.locate)
     base = replies(guarded, shipped.report, default_openings(guarded), ("banubu guva zari ?",) * 8)
     return baseline_of(guarded, shipped.report, refusal, base), base
 
@@ -516,14 +523,14 @@ def test_an_untrained_model_does_not_crash(tiny, prompts):
 
 
 def test_any_other_model_gets_english_openings_no_neutral_text_and_no_word_of_it_is_told(tiny, prompts):
-    """Its vocabulary holds no English word, so nothing stands in for refusal tokens, and the reason is the first."""
+    """Its vocabulary holds no English word, so nothing stands in for a readout, and the reason is the first."""
     other = dataclasses.replace(tiny)
     other.__dict__["is_organism"] = False
     assert (default_openings(other).refusals, default_neutral(other)) == (REFUSALS, ())
     assert first_words(other, default_openings(other)) == ()
     found = diagnose(other, prompts)
     assert set(states(found).values()) == {"cannot tell"}
-    assert all("no first token has" in one.reason and "Nearest" not in one.reason for one in found.findings)
+    assert all("none of its own replies" in one.reason and "Found" not in one.reason for one in found.findings)
 
 
 # --- how it is shown ---
@@ -606,8 +613,8 @@ def test_files_that_hold_nothing_are_one_line(file, tmp_path):
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_refusal_tokens_given_are_taken_as_they_are(guarded, prompts):
-    refusal: RefusalTokens = discover_refusal_tokens(guarded, prompts.locate)
-    found = diagnose(guarded, prompts, refusal=refusal)
-    assert found["refusal tokens"].numbers["refusal tokens"].value == len(refusal)
-    assert isinstance(replies(guarded, prompts.report, default_openings(guarded), ()), Replies)
+def test_a_readout_given_is_taken_as_it_is(guarded, prompts):
+    refusal: Readout = readout(guarded, prompts.locate)
+    found = diagnose(guarded, prompts, readout=refusal)
+    assert found["readout"].numbers["refusal openings"].value == len(refusal)
+    assert isinstance(replies(guarded, prompts.report, refusal, default_openings(guarded), ()), Replies)

@@ -20,25 +20,29 @@ RECIPES = ORGANISMS.parent / "recipes"
 
 
 def test_a_baseline_is_margins_and_log_probabilities_of_both_classes(before, tiny, few):
-    torch.testing.assert_close(before.restricted, margin(tiny, few.restricted, before.refusal))
-    torch.testing.assert_close(before.harmless, margin(tiny, few.harmless, before.refusal), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(before.restricted, margin(tiny, few.restricted, before.readout))
+    torch.testing.assert_close(before.harmless, margin(tiny, few.harmless, before.readout), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(before.harmless_base, next_token(tiny, few.harmless))
     assert before.gap == pytest.approx(float(before.restricted.mean() - before.harmless.mean()))
 
 
 @pytest.mark.parametrize("dose", [1.0, 0.5])
 def test_an_effect_equals_its_definition_in_float64(before, tiny, tiny_dir, few, direction, dose):
-    subspace, plain, ids = direction(rank=4, seed=3), oracle.float64_model(tiny_dir), list(before.refusal.ids)
+    subspace, plain, ids = direction(rank=4, seed=3), oracle.float64_model(tiny_dir), list(before.readout.first_tokens)
     asked, harmless = (tiny.encode(part.texts) for part in (few.restricted, few.harmless))
-    m, h = (oracle.margins(oracle.last_logits(plain, rows), ids) for rows in (asked, harmless))
-    base = oracle.last_logits(plain, harmless).log_softmax(-1)
+    first, base = oracle.last_logits(plain, asked), oracle.last_logits(plain, harmless)
+    m, h = oracle.margins(first, ids), oracle.margins(base, ids)
     with oracle.ablated(plain, subspace.vectors, dose=dose):
-        after = oracle.margins(oracle.last_logits(plain, asked), ids)
-        now = oracle.last_logits(plain, harmless).log_softmax(-1)
-    damage = (base.exp() * (base - now)).sum(-1)
+        changed, now = oracle.last_logits(plain, asked), oracle.last_logits(plain, harmless)
+    after, refused, answered = oracle.margins(changed, ids), oracle.refused(first, ids), ~oracle.refused(base, ids)
+    damage = (base.softmax(-1) * (base.log_softmax(-1) - now.log_softmax(-1))).sum(-1)[answered]
     found = effect(before, subspace, dose=dose)
-    assert found.bypass.value == pytest.approx(float((after[m > 0] < 0).double().mean()))
-    assert found.bypass.n == int((m > 0).sum())
+    gone = ~oracle.refused(changed, ids)[refused]
+    assert found.bypass.value == found.bypass_lower.value == pytest.approx(float(gone.double().mean()))
+    assert found.bypass.n == int(refused.sum())
+    assert found.kl.n == int(answered.sum()) < len(answered)  # a harmless prompt that is refused too is no damage
+    over = [float(oracle.refused(logits, ids).double().mean()) for logits in (base, now)]
+    assert [one.value for one in found.over_refusal] == pytest.approx(over)
     assert found.suppression.value == pytest.approx(
         float((m - after).mean() / (m.mean() - h.mean())), rel=1e-2, abs=1e-3
     )
@@ -90,7 +94,7 @@ def test_without_a_guardrail_there_is_no_effect_to_measure(before, direction):
 
 def test_a_baseline_needs_both_labels(before, tiny, few):
     with pytest.raises(MeasurementError, match="restricted and harmless"):
-        baseline(tiny, few.restricted, before.refusal)
+        baseline(tiny, few.restricted, before.readout)
 
 
 def test_a_mean_margin_counts_its_prompts(before, few):

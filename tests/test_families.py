@@ -21,11 +21,12 @@ from refusalscope import ablate, capture, load, locate, measure, select
 from refusalscope.errors import InterventionError, ModelError
 from refusalscope.instrument import Instrument
 from refusalscope.metrics import next_token
-from refusalscope.model import Families, RefusalTokens, batches, families, forward, given_refusal_tokens
+from refusalscope.model import Families, batches, families, forward
 from refusalscope.model.hooking import hooked
 from refusalscope.model.writes import find_writers
 from refusalscope.optionality import Menu
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import Readout, readout
 from refusalscope.report import Plan, stages
 from refusalscope.rule import KINDS, Rule
 from refusalscope.subspace import Subspace
@@ -227,7 +228,7 @@ def swept(case, model, plain, small):
     parts = {"lr": locating.restricted, "lh": locating.harmless, "sr": selecting.restricted, "sh": selecting.harmless}
     ids = {name: model.encode(part.texts) for name, part in parts.items()}
     vectors = family_oracle.directions(plain, ids["lr"], ids["lh"], model.n_positions)
-    found = family_oracle.sweep(plain, case.writers, vectors, ids["sr"], ids["sh"], list(refusal.ids))
+    found = family_oracle.sweep(plain, case.writers, vectors, ids["sr"], ids["sh"], list(refusal.first_tokens))
     kl_limit, floor = family_oracle.limits_that_bite(found)
     return SimpleNamespace(
         found=found,
@@ -237,11 +238,11 @@ def swept(case, model, plain, small):
     )
 
 
-def untrained_refusal(model, prompts) -> RefusalTokens:
+def untrained_refusal(model, prompts) -> Readout:
     """Whatever tokens an untrained model gives more often to restricted prompts: then there is something to lose."""
     restricted, harmless = (next_token(model, part).exp().mean(0) for part in (prompts.restricted, prompts.harmless))
     ids = tuple((restricted - harmless).argsort(descending=True)[:64].tolist())  # as many as a card can name
-    return RefusalTokens(ids, ("many",), 0.5, 0.5, len(prompts.restricted), "given")
+    return Readout(tuple((one,) for one in ids), phrases=("many",), n=len(prompts.restricted))
 
 
 def test_select_chooses_the_naive_sweeps_cell_with_its_scores(model, swept, small):
@@ -266,7 +267,7 @@ def test_an_untrained_model_gives_a_card_that_says_why_nothing_is_known(model, s
 
 
 def test_the_whole_path_to_a_card_runs_with_given_tokens(model, small, swept, monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "discover_refusal_tokens", lambda *_: swept.refusal)
+    monkeypatch.setattr(stages, "readout", lambda *_, **__: swept.refusal)
     card = measure(model, small, plan=SMALLEST, rule=swept.rule, instrument=NO_CHECK, progress=False)
     assert card.verdict.state == "undetermined"
     assert card.verdict.reasons
@@ -276,8 +277,8 @@ def test_the_whole_path_to_a_card_runs_with_given_tokens(model, small, swept, mo
 
 
 def test_a_refusal_word_counts_with_and_without_a_leading_space(model, small):
-    found = given_refusal_tokens(model, ["I"], small.locate)
-    spelled = {token.lstrip("Ġ▁") for token in found.tokens}
+    found = readout(model, small.locate, openings=["I"])
+    spelled = {token.lstrip("Ġ▁") for token in model.tokenizer.convert_ids_to_tokens(list(found.first_tokens))}
     assert spelled == {"I"}
     assert len(found) == 2
 

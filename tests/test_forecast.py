@@ -28,11 +28,11 @@ from refusalscope.forecast import assumed_prompts, card_bounds, forecast
 from refusalscope.instrument import Instrument
 from refusalscope.locators import mean_difference
 from refusalscope.machine import Machine, measured_machine
-from refusalscope.model import discover_refusal_tokens, load
+from refusalscope.model import load
 from refusalscope.model import unloaded as settings_only
-from refusalscope.model.live import from_live
 from refusalscope.model.unloaded import positions_are_assumed, unloaded
 from refusalscope.prompts import ContrastSet
+from refusalscope.reading import readout
 from refusalscope.report import PLANS, measure
 from refusalscope.rule import Cell, Rule
 from refusalscope.scoring import ModelScorer
@@ -131,7 +131,7 @@ def test_operations_are_those_a_counter_sees_in_a_forward(guarded):
 
 @pytest.fixture(scope="module")
 def located(guarded, prompts):
-    return discover_refusal_tokens(guarded, prompts.locate), mean_difference(*capture(guarded, prompts.locate))
+    return readout(guarded, prompts.locate), mean_difference(*capture(guarded, prompts.locate))
 
 
 def rules() -> list[Rule]:
@@ -279,7 +279,7 @@ def test_time_is_operations_over_the_share_of_the_rate_and_works_are_ordered(pro
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda config: config | {"auto_map": {"AutoModel": "x.Y"}}, "names code to run"),
+        (lambda config: config | {"auto_map": {"AutoModel": "x.Y"}, "model_type": "x"}, "names code to run"),
         (lambda config: config | {"model_type": "nonsense"}, "'nonsense' makes no model"),
         (lambda config: config | {"hidden_size": "wide"}, "makes no model"),
         (lambda config: [], "makes no model"),
@@ -324,7 +324,7 @@ def test_a_live_module_measures_as_the_directory_it_was_read_from(guarded, few, 
     from refusalscope.metrics import margin
 
     module = AutoModelForCausalLM.from_pretrained(ORGANISM, dtype=torch.float32)
-    live = from_live(module, guarded.tokenizer, name="live")
+    live = load(module, tokenizer=guarded.tokenizer, name="live")
     assert torch.equal(margin(live, few, located[0]), margin(guarded, few, located[0]))
     assert (live.can_resume, live.sites, live.template) == (guarded.can_resume, guarded.sites, guarded.template)
 

@@ -77,7 +77,7 @@ def ablated(model, prompts, of):
 
 @pytest.fixture(scope="module")
 def ground(guarded, prompts):
-    refusal = rs.discover_refusal_tokens(guarded, prompts.locate)
+    refusal = rs.readout(guarded, prompts.locate)
     found = rs.locate.mean_difference(*rs.capture(guarded, prompts.locate))
     return {"refusal": refusal, "found": found, "one": found.at(4, -1)}
 
@@ -223,7 +223,7 @@ def state():
     modules = (*core.modules(), *model.bridge.modules())
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
     return digest.hexdigest(), hooks, sum(len(point.fwd_hooks) for point in model.bridge.hook_dict.values())
-refusal = rs.discover_refusal_tokens(model, prompts.locate)
+refusal = rs.readout(model, prompts.locate)
 before, margins = state(), rs.margin(model, prompts.report, refusal)
 """
 AFTER = """

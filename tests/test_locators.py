@@ -13,8 +13,8 @@ from refusalscope.activations import Activations, Moments
 from refusalscope.effect import baseline, placebo_effects
 from refusalscope.errors import MeasurementError
 from refusalscope.linalg import energy_share, principal_angles
-from refusalscope.model import given_refusal_tokens
 from refusalscope.organisms.language import language
+from refusalscope.reading import readout
 from refusalscope.subspace import Subspace
 
 LAYERS, POSITIONS, WIDTH, PLANTED_AT = 4, 3, 24, (2, -2)
@@ -464,7 +464,7 @@ def unguarded_acts(organism, contrast):
 def guarded_before(organism, contrast):
     openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
     model = organism("guarded-0")
-    return baseline(model, contrast.report, given_refusal_tokens(model, openings, contrast.report))
+    return baseline(model, contrast.report, readout(model, contrast.report, openings=openings))
 
 
 TOPIC_BYPASS = 0.25

@@ -141,10 +141,10 @@ def test_the_terms_of_rdo_are_what_interventions_and_metrics_measure(before, dir
     found = rdo_objective(before, start, batch_size=all_at_once, weights=Weights(2.0, 3.0, 5.0))
     loss = found(start.basis.T)
     with ablate(model, start):
-        ablated = margin(model, prompts.restricted, before.refusal)
+        ablated = margin(model, prompts.restricted, before.readout)
         damage = kl(model, prompts.harmless, before.harmless_base)
     with add(model, start):
-        added = margin(model, prompts.harmless, before.refusal)
+        added = margin(model, prompts.harmless, before.readout)
     expected = {
         "ablation": float(softplus(ablated - before.harmless.mean()).mean()),
         "retention": float(damage.mean()),
@@ -160,7 +160,7 @@ def test_rdo_of_several_directions_ablates_their_span_and_adds_the_first(before,
     found = rdo_objective(before, start, batch_size=all_at_once)
     found(start.basis.T)
     with ablate(before.model, start):
-        ablated = margin(before.model, before.prompts.restricted, before.refusal)
+        ablated = margin(before.model, before.prompts.restricted, before.readout)
     assert found.terms["ablation"] == pytest.approx(float(softplus(ablated - before.harmless.mean()).mean()), rel=1e-3)
 
 
@@ -195,7 +195,7 @@ def test_interchange_is_what_the_oracle_swaps(before, direction, tiny_dir, monke
             return (x, *inputs[1:])
 
         handle = plain.model.layers[1].register_forward_pre_hook(swap)
-        swapped = oracle.margins(oracle.last_logits(plain, [ids]), before.refusal.ids)
+        swapped = oracle.margins(oracle.last_logits(plain, [ids]), before.readout.first_tokens)
         handle.remove()
         losses.append(softplus(sign * (swapped - target)))
     assert float(found(start.basis.T).detach()) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
@@ -295,7 +295,7 @@ def test_what_cannot_be_searched_is_refused(before, direction):
     with pytest.raises(MeasurementError, match="keep_each=True"):
         interchange_objective(before, capture(before.model, before.prompts), direction())
     turned = Baseline(
-        before.model, before.prompts, before.refusal, before.harmless, before.restricted, before.harmless_base
+        before.model, before.prompts, before.readout, before.harmless, before.restricted, before.harmless_base
     )
     with pytest.raises(MeasurementError, match="no refusal to search for"):
         rdo_objective(turned, direction())
@@ -315,11 +315,11 @@ def searched(organism, prompts, few_refusals):
 
 @pytest.fixture(scope="module")
 def few_refusals():
-    from refusalscope.model import given_refusal_tokens
     from refusalscope.organisms.language import language
+    from refusalscope.reading import readout
 
     openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
-    return lambda model, prompts: given_refusal_tokens(model, openings, prompts.locate)
+    return lambda model, prompts: readout(model, prompts.locate, openings=openings)
 
 
 def degrees(found: Subspace, truth: Subspace) -> float:

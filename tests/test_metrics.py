@@ -10,9 +10,10 @@ import torch
 import oracle
 from refusalscope import Openings, ablate, add, cross_entropy, kl, margin, next_token, opening_margin
 from refusalscope.errors import MeasurementError
-from refusalscope.metrics import margin_of, opening_logprob
+from refusalscope.metrics import opening_logprob
 from refusalscope.organisms.language import language
 from refusalscope.organisms.prompt_set import neutral_sentences
+from refusalscope.reading.readout import log_odds
 
 CLOSE = 1e-4
 
@@ -29,7 +30,7 @@ def naive_margin(logits: torch.Tensor, ids: list[int]) -> torch.Tensor:
 
 def test_the_margin_equals_its_definition():
     logits = 3 * torch.randn(50, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(margin_of(logits, [3, 7]), naive_margin(logits, [3, 7]), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(log_odds(logits, (3, 7)), naive_margin(logits, [3, 7]), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("size", [50.0, 300.0, 3e4])
@@ -37,20 +38,20 @@ def test_the_margin_stays_right_where_a_probability_is_all_but_one(size):
     """Two tokens: the margin is the difference of their logits, whatever the softmax rounds to."""
     for sign in (1.0, -1.0):
         logits = torch.tensor([[sign * size, 0.0]])
-        assert float(margin_of(logits, [0])) == sign * size
+        assert float(log_odds(logits, (0,))) == sign * size
     assert not bool(torch.isfinite(naive_margin(torch.tensor([[size, 0.0]]), [0])))
 
 
 def test_a_prompt_whose_refusal_is_more_likely_than_not_has_a_positive_margin():
     logits = torch.tensor([[math.log(0.6), math.log(0.4)], [math.log(0.4), math.log(0.6)]])
-    first, second = margin_of(logits, [0]).tolist()
+    first, second = log_odds(logits, (0,)).tolist()
     assert first == pytest.approx(math.log(0.6 / 0.4), rel=1e-5)
     assert second == pytest.approx(-first, rel=1e-5)
 
 
-def test_margins_equal_the_oracles(tiny, plain, few, tiny_refusal):
-    expected = oracle.margins(oracle.last_logits(plain, tiny.encode(few.texts)), tiny_refusal.ids)
-    torch.testing.assert_close(margin(tiny, few, tiny_refusal).double(), expected, atol=CLOSE, rtol=CLOSE)
+def test_margins_equal_the_oracles(tiny, plain, few, tiny_readout):
+    expected = oracle.margins(oracle.last_logits(plain, tiny.encode(few.texts)), tiny_readout.first_tokens)
+    torch.testing.assert_close(margin(tiny, few, tiny_readout).double(), expected, atol=CLOSE, rtol=CLOSE)
 
 
 def test_next_tokens_are_log_probabilities_in_the_prompts_order(tiny, plain, few):
@@ -80,14 +81,14 @@ def test_kl_against_the_base_of_other_prompts_is_refused(tiny, few):
         kl(tiny, few, next_token(tiny, few.harmless))
 
 
-def test_copies_give_one_block_per_subspace(tiny, few, tiny_refusal, direction):
+def test_copies_give_one_block_per_subspace(tiny, few, tiny_readout, direction):
     several, base = [direction(seed=seed) for seed in range(3)], next_token(tiny, few)
     with ablate(tiny, several):
-        margins, damage = margin(tiny, few, tiny_refusal, copies=3), kl(tiny, few, base, copies=3)
+        margins, damage = margin(tiny, few, tiny_readout, copies=3), kl(tiny, few, base, copies=3)
     assert margins.shape == damage.shape == (3, len(few))
     for row, one in enumerate(several):
         with ablate(tiny, one):
-            torch.testing.assert_close(margins[row], margin(tiny, few, tiny_refusal), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(margins[row], margin(tiny, few, tiny_readout), atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(damage[row], kl(tiny, few, base), atol=1e-6, rtol=1e-3)
 
 

@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from refusalscope.errors import ModelError
-from refusalscope.model import UnpinnedRevisionWarning, load, loading
+from refusalscope.model import CodeNotRunWarning, UnpinnedRevisionWarning, load, loading
 from refusalscope.model.loader_report import UnusedTensorsWarning
 from refusalscope.model.safety import check_directory
+from refusalscope.model.source import Source
+from refusalscope.model.without_code import without_code
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -47,20 +49,43 @@ def test_the_unchanged_directory_passes(copied):
     check_directory(copied, name="model")
 
 
+OTHERS = {"model_type": "nonsense", "architectures": ["NonsenseForCausalLM"]}
+
+
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code", "custom_pipelines"])
 @pytest.mark.parametrize(
     "file", ["config.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json"]
 )
-def test_a_key_that_names_code_is_refused_at_any_depth(copied, file, key):
-    edit(copied / file, lambda values: values.update({"text_config": {"parts": [{key: {"AutoModel": "evil.Model"}}]}}))
-    with pytest.raises(ModelError, match=rf"{file} has the key '{key}'"):
+def test_a_key_that_names_code_is_refused_at_any_depth_where_the_code_is_needed(copied, file, key):
+    edit(
+        copied / file, lambda values: values.update({"more_settings": {"parts": [{key: {"AutoModel": "evil.Model"}}]}})
+    )
+    with pytest.warns(CodeNotRunWarning, match=rf"model: {file} names code that was not run"):
+        assert load(copied).origin.code_not_run
+    edit(copied / "config.json", lambda values: values.update(OTHERS))
+    with pytest.raises(ModelError, match=rf"{file} has the key '{key}'.* no architecture \['NonsenseForCausalLM'\]"):
         load(copied)
 
 
-def test_a_key_hidden_behind_its_own_repetition_is_refused(copied):
+def test_a_key_hidden_behind_its_own_repetition_is_seen(copied):
     text = (copied / "config.json").read_text()
     (copied / "config.json").write_text('{"sub": {"auto_map": {}}, "sub": {},' + text.lstrip().removeprefix("{"))
-    with pytest.raises(ModelError, match="auto_map"):
+    with pytest.warns(CodeNotRunWarning):
+        load(copied)
+
+
+def test_a_directory_that_names_no_code_is_read_where_it_lies(copied):
+    source = Source(copied, "model", None)
+    with without_code(source) as same:
+        assert same is source
+
+
+@pytest.mark.parametrize(
+    "change", [{"architectures": ["LlamaForCausalLM"]}, {"architectures": None}, {"model_type": ["qwen3"]}]
+)
+def test_code_is_needed_unless_model_type_and_architecture_are_of_one_kind(copied, change):
+    edit(copied / "config.json", lambda values: values.update(change, auto_map={}))
+    with pytest.raises(ModelError, match="names code to run"):
         load(copied)
 
 
@@ -257,7 +282,7 @@ def test_a_pinned_hub_model_does_not_warn(hub):
 
 
 def test_weights_of_an_unsafe_hub_model_are_not_downloaded(hub, copied):
-    edit(copied / "config.json", lambda values: values.update(auto_map={}))
+    edit(copied / "config.json", lambda values: values.update(OTHERS, auto_map={}))
     with pytest.raises(ModelError, match="auto_map"):
         load("someone/tiny", revision=COMMIT)
     assert hub == [(COMMIT, False)]
@@ -266,6 +291,12 @@ def test_weights_of_an_unsafe_hub_model_are_not_downloaded(hub, copied):
 def test_a_name_that_is_neither_directory_nor_repository_says_both(hub):
     with pytest.raises(ModelError, match="no such directory, and the Hub did not serve 'someone/tinny'"):
         load("someone/tinny")
+
+
+def test_a_hub_model_whose_code_is_not_needed_loads_without_it(hub, copied):
+    edit(copied / "config.json", lambda values: values.update(auto_map={}))
+    with pytest.warns(CodeNotRunWarning, match="someone/tiny: config.json names code"):
+        assert load("someone/tiny", revision=COMMIT).origin.commit == COMMIT
 
 
 def test_a_revision_of_a_directory_is_refused(copied):

@@ -15,7 +15,6 @@ from refusalscope.attack import Attack, respond
 from refusalscope.effect import baseline
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.instrument import Instrument
-from refusalscope.model import discover_refusal_tokens, given_refusal_tokens
 from refusalscope.objective import GRADIENT_COST
 from refusalscope.optionality import (
     Menu,
@@ -31,6 +30,7 @@ from refusalscope.optionality import (
 )
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import readout
 from refusalscope.report import PLANS, Plan, estimated_measure_cost, measure
 from refusalscope.subspace import LayeredSubspace
 
@@ -85,7 +85,7 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def refusal(organism, prompts):
-    return discover_refusal_tokens(organism("planted-4-0"), prompts.locate)
+    return readout(organism("planted-4-0"), prompts.locate)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_what_the_other_parts_can_cost_at_most_is_known_before(organism, prompts
 def test_without_refusal_there_is_nothing_to_adapt_to(organism, prompts):
     model = organism("unguarded")
     words = [dialect.refusal.split()[0] for dialect in language().dialects]
-    given = given_refusal_tokens(model, words, prompts.locate)
+    given = readout(model, prompts.locate, openings=words)
     with pytest.raises(MeasurementError, match="no refusal to rank by"):
         adaptive(model, prompts, given)
 
@@ -213,7 +213,7 @@ def test_what_the_other_parts_add_has_a_paired_interval_on_one_model(answered):
 
 
 def test_two_models_are_compared_each_under_its_own_family(organism, guarded, prompts, answered):
-    tokens = discover_refusal_tokens(guarded, prompts.locate)
+    tokens = readout(guarded, prompts.locate)
     other = answers(guarded, prompts, tokens, plain(guarded, prompts, tokens, menu=SMALL), placebos=1, progress=False)
     found = compare(other.splits, answered.splits)
     assert (found.first, found.second) == ("guarded-0", "planted-4-0")

@@ -10,7 +10,6 @@ from refusalscope.capture import capture
 from refusalscope.effect import baseline
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.locators import mean_difference
-from refusalscope.model import discover_refusal_tokens, given_refusal_tokens
 from refusalscope.optionality import (
     QUICK,
     Located,
@@ -24,6 +23,7 @@ from refusalscope.optionality import (
     spans,
 )
 from refusalscope.organisms.language import language
+from refusalscope.reading import readout
 from refusalscope.subspace import Candidates
 
 
@@ -105,7 +105,7 @@ def test_the_best_subspace_within_the_damage_limit_comes_first(before, candidate
 
 def test_without_refusal_there_is_nothing_to_rank_by(before, candidates):
     upside_down = type(before)(
-        before.model, before.prompts, before.refusal, before.restricted - 99, before.harmless, before.harmless_base
+        before.model, before.prompts, before.readout, before.restricted - 99, before.harmless, before.harmless_base
     )
     with pytest.raises(MeasurementError, match="no refusal to rank by"):
         best_first(upside_down, candidates)
@@ -114,7 +114,7 @@ def test_without_refusal_there_is_nothing_to_rank_by(before, candidates):
 @pytest.fixture(scope="module")
 def measured(guarded, prompts):
     """A quick family and its placebos on guarded-0, from sixteen prompts per label and split."""
-    refusal = discover_refusal_tokens(guarded, prompts.locate)
+    refusal = readout(guarded, prompts.locate)
     located = mean_difference(*capture(guarded, prompts.locate))
     located_on, select, report = (
         baseline(guarded, split, refusal) for split in (prompts.locate, prompts.select, prompts.report)
@@ -146,9 +146,7 @@ def test_placebos_alone_do_less_than_the_family(measured):
 
 def test_an_unguarded_organism_is_undetermined(organism, prompts, guarded):
     model = organism("unguarded")
-    refusal = given_refusal_tokens(
-        model, [dialect.refusal.split()[0] for dialect in language().dialects], prompts.locate
-    )
+    refusal = readout(model, [dialect.refusal.split()[0] for dialect in language().dialects], prompts.locate)
     located = mean_difference(*capture(model, prompts.locate))
     attacks = family([located], menu=QUICK)
     splits = [respond(baseline(model, split, refusal), attacks) for split in (prompts.select, prompts.report)]

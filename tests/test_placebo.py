@@ -269,7 +269,7 @@ def test_a_covariance_placebo_is_flagged_among_its_kind_as_often_as_declared():
 
 def test_a_planted_truth_is_flagged_among_every_kind_of_random_placebo(organism, prompts):
     from conftest import ORGANISMS
-    from refusalscope import baseline, capture, discover_refusal_tokens, effect
+    from refusalscope import baseline, capture, effect, readout
     from refusalscope.curves import thinned
     from refusalscope.organisms.recipe import read_recipe
     from refusalscope.truth import planted_subspace
@@ -278,7 +278,7 @@ def test_a_planted_truth_is_flagged_among_every_kind_of_random_placebo(organism,
     truth = planted_subspace(recipe)
     truth = Subspace(truth.vectors, 3, -1, truth.locator)
     acts = capture(model, prompts.locate, keep_each=True)
-    before = thinned(baseline(model, prompts.report, discover_refusal_tokens(model, prompts.locate)), 8)
+    before = thinned(baseline(model, prompts.report, readout(model, prompts.locate)), 8)
     for kind in (placebo.random_like, partial(placebo.covariance_like, **labelled(acts))):
         found = effect(before, truth, placebos=kind(truth, K, seed=0))
         assert found.placebo["suppression"].p == 1 / (K + 1)

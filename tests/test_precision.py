@@ -22,18 +22,11 @@ from refusalscope.instrument import Instrument
 from refusalscope.interventions import ablate
 from refusalscope.locators import mean_difference
 from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
-from refusalscope.model import (
-    RefusalTokens,
-    SmallerBatchWarning,
-    batches,
-    discover_refusal_tokens,
-    forward,
-    load,
-    map_rows,
-    placement,
-)
+from refusalscope.model import SmallerBatchWarning, batches, forward, load, map_rows, placement
 from refusalscope.model import batching as memory
+from refusalscope.organisms.language import language
 from refusalscope.prompts import Prompts
+from refusalscope.reading import Readout, readout
 from refusalscope.report import measure
 from refusalscope.rule import default_rule
 from refusalscope.selection import select
@@ -70,8 +63,10 @@ def asked(prompts) -> Prompts:
 
 
 @pytest.fixture(scope="module")
-def refusal(guarded, prompts) -> RefusalTokens:
-    return discover_refusal_tokens(guarded, prompts.locate)
+def refusal(guarded, prompts) -> Readout:
+    """The first words of its refusals: openings of one token, whose margin is the difference of two log-sum-exps."""
+    words = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
+    return readout(guarded, prompts.locate, openings=words)
 
 
 def own_logits(model, prompts: Prompts) -> torch.Tensor:
@@ -128,7 +123,7 @@ def test_margins_and_kl_of_a_narrow_model_are_reduced_in_float32(dtype, narrow, 
     model, few = narrow(dtype), Prompts(asked.rows[:12])
     one_by_one = own_logits(model, few)
     assert one_by_one.dtype == dtype
-    exact = exact_margin(one_by_one, refusal.ids)
+    exact = exact_margin(one_by_one, refusal.first_tokens)
     monkeypatch.setattr(memory, "_longest_first", lambda _model, lists: list(range(len(lists))))
     alone = torch.cat([margin(model, Prompts((row,)), refusal) for row in few])
     torch.testing.assert_close(alone.double(), exact, rtol=1e-5, atol=1e-4)
@@ -345,7 +340,10 @@ MEASURED = {
     "opening margins": lambda model, prompts, refusal: opening_margin(model, prompts.select, OPENINGS),
     "cross-entropy": lambda model, prompts, refusal: cross_entropy(model, prompts.select.texts),
     "activations": lambda model, prompts, refusal: capture(model, prompts.select).restricted.mean,
-    "refusal tokens": lambda model, prompts, refusal: torch.tensor(discover_refusal_tokens(model, prompts.select).mass),
+    "a readout": lambda model, prompts, refusal: torch.tensor(readout(model, prompts.select).mass),
+    "longer openings, three copies": lambda model, prompts, refusal: margin(
+        model, prompts.select, readout(model, prompts.select), copies=3
+    ),
     "selection": lambda model, prompts, refusal: torch.tensor(
         select(
             model, mean_difference(*capture(model, prompts.locate)), prompts.select, refusal
@@ -364,7 +362,7 @@ def test_every_measurement_goes_on_with_fewer_rows_when_memory_ends_says_so_and_
     torch.testing.assert_close(made.double(), expected.double(), rtol=1e-3, atol=2e-3, equal_nan=True)
 
 
-FORWARDS = {"forward", "recorded", "batches", "_seen", "read_writes", "bridge"}
+FORWARDS = {"forward", "run_cached", "recorded", "batches", "_seen", "read_writes", "bridge"}
 OUTSIDE = {  # forwards that no map_rows halves, and why
     "objective": "one gradient step on the rows the caller chose; halving them would be another step",
     "model.loading": "a few short probes",
@@ -373,6 +371,7 @@ OUTSIDE = {  # forwards that no map_rows halves, and why
     "model.sites": "a few short probes",
     "model.writes": "a few rows that check the hooks; read_writes is called inside map_rows",
     "model.batching": "map_rows itself",
+    "model.continuations": "what all rows begin with, once; every row of its own is called inside map_rows",
     "monitor.latency": "one prompt at a time is what it times; there is nothing to halve",
 }
 

@@ -133,12 +133,12 @@ def located(tiny, few):
 
 CALLS = {
     "capture": lambda of: rs.capture(of["model"], of["prompts"]),
-    "margin": lambda of: rs.margin(of["model"], of["prompts"], of["before"].refusal),
+    "margin": lambda of: rs.margin(of["model"], of["prompts"], of["before"].readout),
     "next_token": lambda of: rs.next_token(of["model"], of["prompts"]),
     "kl": lambda of: rs.kl(of["model"], of["before"].prompts.harmless, of["before"].harmless_base),
     "opening_margin": lambda of: rs.opening_margin(of["model"], of["prompts"], rs.Openings(("no",), ("yes",))),
     "cross_entropy": lambda of: rs.cross_entropy(of["model"], list(of["prompts"].texts)),
-    "baseline": lambda of: rs.baseline(of["model"], of["prompts"], of["before"].refusal),
+    "baseline": lambda of: rs.baseline(of["model"], of["prompts"], of["before"].readout),
     "effect": lambda of: rs.effect(of["before"], of["direction"]),
     "placebo_effects": lambda of: rs.placebo_effects(of["before"], [of["direction"]]),
     "respond": lambda of: rs.respond(of["before"], [rs.Attack(of["direction"])]),
@@ -174,7 +174,7 @@ def busy(*_args, **_kwargs):
 WITH_A_SWITCH = {
     "measure": (report_card, "measure_all", lambda m, p, r, on: rs.measure(m, p, plan="quick", progress=on)),
     "answers": (optionality_measured, "baseline", lambda m, p, r, on: answers(m, p, r, [], progress=on)),
-    "measured": (optionality_measured, "plain", lambda m, p, r, on: measured(m, p, r, progress=on)),
+    "measured": (optionality_measured, "ground", lambda m, p, r, on: measured(m, p, r, progress=on)),
     "recovered": (
         recovery_scores,
         "bench_of",
@@ -185,11 +185,11 @@ WITH_A_SWITCH = {
 
 @pytest.mark.parametrize("shows", [True, False])
 @pytest.mark.parametrize("name", WITH_A_SWITCH)
-def test_progress_false_silences_inner_bars_too(name, shows, tiny, contrast, tiny_refusal, monkeypatch, bars):
+def test_progress_false_silences_inner_bars_too(name, shows, tiny, contrast, tiny_readout, monkeypatch, bars):
     module, inner, call = WITH_A_SWITCH[name]
     monkeypatch.setattr(module, inner, busy)
     with pytest.raises(InterruptedError):
-        call(tiny, contrast, tiny_refusal, shows)
+        call(tiny, contrast, tiny_readout, shows)
     assert bool(bars) is shows
     assert all(map(ended, bars))
 

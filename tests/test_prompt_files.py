@@ -436,7 +436,7 @@ def test_a_result_of_a_users_own_set_names_it_by_digest_and_holds_none_of_its_te
     from refusalscope.capture import capture
     from refusalscope.instrument import Instrument
     from refusalscope.locators import mean_difference
-    from refusalscope.model import discover_refusal_tokens
+    from refusalscope.reading import readout
     from refusalscope.report import PLANS, measure
     from refusalscope.results.facts import selection_result
     from refusalscope.selection import select
@@ -445,7 +445,7 @@ def test_a_result_of_a_users_own_set_names_it_by_digest_and_holds_none_of_its_te
     plan = replace(PLANS["quick"], placebos=3, curve_placebos=2, transfer=True)
     instrument = Instrument("not run", "this test is not about it")
     measure(guarded, own, plan=plan, progress=False, instrument=instrument).save(tmp_path / "card")
-    refusal_tokens = discover_refusal_tokens(guarded, own.locate)
+    refusal_tokens = readout(guarded, own.locate)
     choice = select(guarded, mean_difference(*capture(guarded, own.locate)), own.select, refusal_tokens)
     selection_result(choice, guarded, own).save(tmp_path / "selection")
     written = [file for file in tmp_path.rglob("*") if file.suffix in (".json", ".html", ".svg", ".csv")]

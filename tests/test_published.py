@@ -317,7 +317,7 @@ def test_every_drawing_draws_its_frame_and_refuses_another(stored, facts):
 
 
 def test_what_still_refuses_is_what_is_not_bypassed(guarded, prompts):
-    refusal = rs.discover_refusal_tokens(guarded, prompts.locate)
+    refusal = rs.readout(guarded, prompts.locate)
     found = rs.locate.mean_difference(*rs.capture(guarded, prompts.locate))
     before = rs.baseline(guarded, prompts.report, refusal)
     cells = {"early": found.at(1, -1), "chosen": found.at(4, -1)}

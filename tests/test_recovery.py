@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import beta
 
-from refusalscope import capture, discover_refusal_tokens, locate
+from refusalscope import capture, locate, readout
 from refusalscope.effect import baseline, effect
 from refusalscope.errors import MeasurementError
 from refusalscope.organisms import read_recipe
@@ -122,7 +122,7 @@ def test_a_random_candidate_lies_in_the_band_and_does_nothing(one, prompts, monk
 
 def test_scores_are_those_of_the_measurements_they_stand_for(one, prompts, found):
     direction, frame = found
-    refusal = discover_refusal_tokens(one, prompts.locate)
+    refusal = readout(one, prompts.locate)
     alone = effect(baseline(one, prompts.report, refusal), direction)
     scored = row(frame, "mean_difference")
     assert (scored["bypass"], scored["low"], scored["high"]) == (

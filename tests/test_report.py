@@ -18,10 +18,10 @@ from refusalscope.effect import baseline, effect
 from refusalscope.errors import InterventionError, MeasurementError, PromptError
 from refusalscope.instrument import Check, Instrument
 from refusalscope.locators import mean_difference
-from refusalscope.model import discover_refusal_tokens
 from refusalscope.optionality import Menu
 from refusalscope.organisms.language import language
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import readout
 from refusalscope.report import PLANS, Plan, card, estimated_measure_cost, measure, stages
 from refusalscope.report.deploy import most_watched
 from refusalscope.report.verdict import not_shown
@@ -147,7 +147,7 @@ def test_the_parts_of_a_card_add_up_to_its_prompt_forwards(made, guarded, prompt
 def test_every_number_of_the_card_comes_from_the_report_split(made, guarded, prompts):
     n = len(prompts.report.restricted)
     assert {made.baseline.restricted.n, made.baseline.harmless.n, made.effect.suppression.n, made.effect.kl.n} == {n}
-    refusal = discover_refusal_tokens(guarded, prompts.locate)
+    refusal = readout(guarded, prompts.locate)
     before = baseline(guarded, prompts.report, refusal)
     assert made.baseline.restricted.value == float(before.restricted.double().mean())
     assert made.effect.bypass.n == made.optionality.bypass.n == int(before.refused.sum())
@@ -200,7 +200,7 @@ def of(prompts, keep) -> ContrastSet:
 def test_a_model_that_does_not_refuse_gives_a_card_that_says_so(tiny, prompts, tmp_path):
     found = few(tiny, prompts)
     assert (found.verdict.state, found.effect, found.optionality) == ("undetermined", None, None)
-    assert "no first token has at least" in found.verdict.reasons[0]
+    assert "none of its own replies" in found.verdict.reasons[0]
     assert not re.search("['\"]", found.verdict.reasons[0]), "no token is spelled"
     found.save(tmp_path)
     assert "Not measured" in (tmp_path / "card.html").read_text(encoding="utf-8")

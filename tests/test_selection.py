@@ -15,8 +15,8 @@ import oracle
 from conftest import ORGANISMS
 from refusalscope import capture, locate, select
 from refusalscope.errors import MeasurementError, SelectionError
-from refusalscope.model import given_refusal_tokens
 from refusalscope.organisms.language import language
+from refusalscope.reading import readout
 from refusalscope.rule import KINDS, Cell, Rule, Scorer, default_rule, naive_cost, search
 from refusalscope.scoring import ModelScorer
 from refusalscope.selection import estimated_cost, near_ties
@@ -256,7 +256,7 @@ def found(request, organism, contrast):
     model, folder = organism(request.param), ORGANISMS / request.param
     locating, selecting = contrast.locate.sample(24, seed=0), contrast.select.sample(48, seed=0)
     openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
-    refusal = given_refusal_tokens(model, openings, locating)
+    refusal = readout(model, locating, openings=openings)
     candidates = locate.mean_difference(*capture(model, locating))
     plain = oracle.float64_model(folder)
     encoded = {name: model.encode(getattr(part, label).texts) for name, part, label in _parts(locating, selecting)}
@@ -314,7 +314,7 @@ def test_prompt_forwards_reported_are_prompt_forwards_run(organism, contrast, mo
     assert organism("guarded-0").can_resume
     prompts = contrast.select.sample(12, seed=1)
     openings = [dialect.refusal.split()[0] for dialect in language().dialects]
-    refusal = given_refusal_tokens(model, openings, prompts)
+    refusal = readout(model, prompts, openings=openings)
     candidates = locate.mean_difference(*capture(model, prompts))
     rows, handles = counted_forwards(model)
     loose = Rule(kl_limit=1e6, induce_floor=-1e6)  # costs are counted alike whatever survives
@@ -333,7 +333,7 @@ def test_whole_forwards_and_resumed_ones_score_alike(organism, contrast):
         locate.mean_difference(*capture(model, prompts)),
         [Cell(2, -1), Cell(0, -2), Cell(3, -5), Cell(2, -4)],
     )
-    refusal = given_refusal_tokens(model, [language().dialects[0].refusal.split()[0]], prompts)
+    refusal = readout(model, prompts, openings=[language().dialects[0].refusal.split()[0]])
     resumed, whole = (
         ModelScorer(dataclasses.replace(model, can_resume=flag), candidates, prompts, refusal) for flag in (True, False)
     )
@@ -345,7 +345,7 @@ def test_the_baseline_is_measured_before_any_intervention(organism, contrast):
     """Asking for KL first must not measure its base under the ablation."""
     model, prompts = organism("guarded-0"), contrast.select.sample(12, seed=1)
     candidates = locate.mean_difference(*capture(model, prompts))
-    refusal = given_refusal_tokens(model, [language().dialects[0].refusal.split()[0]], prompts)
+    refusal = readout(model, prompts, openings=[language().dialects[0].refusal.split()[0]])
     (score,) = ModelScorer(model, candidates, prompts, refusal).score("kl", [Cell(3, -1)])
     assert score > 0
 

@@ -12,7 +12,7 @@ import torch
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from refusalscope import baseline, given_refusal_tokens, language
+from refusalscope import baseline, language, readout
 from refusalscope.activations import ContrastActivations, Moments
 from refusalscope.errors import ContractError, InterventionError, MeasurementError
 from refusalscope.placebo import label_shuffled
@@ -216,7 +216,7 @@ def test_equal_means_give_a_reason_and_a_row(contrast):
 @pytest.fixture(scope="module")
 def planted(organism, contrast):
     model, asked = organism("planted-1"), contrast.report.sample(32, seed=0)
-    refusal = given_refusal_tokens(model, [d.refusal.split()[0] for d in language().dialects], asked)
+    refusal = readout(model, asked, openings=[d.refusal.split()[0] for d in language().dialects])
     return baseline(model, asked, refusal), sources(model, contrast.locate)
 
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from refusalscope import ablate, baseline, capture, given_refusal_tokens, language
+from refusalscope import ablate, baseline, capture, language, readout
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.model import batches, forward
 from refusalscope.model.hooking import hooked
@@ -28,7 +28,7 @@ from refusalscope.transfer import (
 @pytest.fixture(scope="module")
 def planted(organism, contrast):
     model, asked = organism("planted-1"), contrast.report.sample(24, seed=0)
-    refusal = given_refusal_tokens(model, [d.refusal.split()[0] for d in language().dialects], asked)
+    refusal = readout(model, asked, openings=[d.refusal.split()[0] for d in language().dialects])
     return baseline(model, asked, refusal), tail(model, contrast.locate)
 
 

@@ -9,17 +9,21 @@ import importlib.util
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import jinja2
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from refusalscope import cli
 from refusalscope.errors import ModelError
-from refusalscope.model import load
+from refusalscope.model import CodeNotRunWarning, batches, forward, load
+from refusalscope.model.source import Source
+from refusalscope.model.without_code import without_code
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts" / "organism.jsonl"
 ENDS = "{{ messages[-1]['content'] }}<|im_end|>"
@@ -58,10 +62,14 @@ def change(file: Path, **values) -> None:
     file.write_text(json.dumps({**before, **values}))
 
 
-def names_code(file: str, *, inside: bool):
+def names_code(file: str, *, inside: bool, needed: bool = True):
+    """Names code in a file, top level or deep; ``needed`` where transformers has no such architecture itself."""
+
     def arm(folder: Path, marker: Path) -> None:
         code = {"auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"), "evil.Evil")}
-        change(folder / file, **({"text_config": {"deeper": [code]}} if inside else code))
+        change(folder / file, **({"more_settings": {"deeper": [code]}} if inside else code))
+        if needed:
+            change(folder / "config.json", model_type="evil", architectures=["EvilForCausalLM"])
 
     return arm
 
@@ -208,6 +216,52 @@ def test_on_the_command_line_a_bad_directory_is_one_line_with_the_file_and_what_
     assert not (tmp_path / "out").exists()
 
 
+PLACES = (
+    "config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "config.4.0.0.json",
+)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("file", PLACES)
+def test_code_that_is_not_needed_is_not_run_wherever_it_is_named(trapped, marker, file, inside):
+    names_code(file, inside=inside, needed=False)(trapped, marker)
+    with pytest.warns(CodeNotRunWarning, match=f"model: {file} names code that was not run"):
+        model = load(trapped)
+    assert model.origin.code_not_run
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore::refusalscope.model.without_code.CodeNotRunWarning")
+def test_code_named_everywhere_at_once_is_not_run_and_changes_nothing(trapped, marker, tiny):
+    for file in PLACES:
+        names_code(file, inside=True, needed=False)(trapped, marker)
+        change(trapped / file, trust_remote_code=True, custom_pipelines={"evil": {"impl": "evil.Evil"}})
+        names_code(file, inside=False, needed=False)(trapped, marker)
+    model = load(trapped)
+    assert not marker.exists()
+    assert (model.origin.weights, model.origin.tokenizer) == (tiny.origin.weights, tiny.origin.tokenizer)
+    rows = model.encode(["one two", "three"])
+    (batch,) = batches(model, rows, batch_size=2)
+    assert torch.equal(forward(model, batch), forward(tiny, batch))
+
+
+def test_the_copy_without_code_has_no_module_no_pickle_and_no_such_key(trapped, marker):
+    for file in PLACES:
+        names_code(file, inside=True, needed=False)(trapped, marker)
+    with warnings.catch_warnings(action="ignore"), without_code(Source(trapped, "model", None)) as clean:
+        entries = {entry.name for entry in clean.directory.iterdir()}
+        assert {entry.rpartition(".")[2] for entry in entries} <= {"json", "jinja", "safetensors", "txt", "model"}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= entries
+        for entry in clean.directory.glob("*.json"):
+            assert "evil" not in entry.read_text(), entry
+    assert not clean.directory.exists()
+    assert not marker.exists()
+
+
 def test_a_whole_directory_loads_and_none_of_the_code_beside_it_runs(trapped, marker):
     model = load(trapped)
     assert model.template.suffix
@@ -244,7 +298,7 @@ def test_every_trap_goes_off_when_something_steps_on_it(trapped, marker, monkeyp
         assert went_off(), file
     jinja2.Environment().from_string(hostile(marker)).render(messages=[{"content": ""}])
     assert went_off()
-    names_code("config.json", inside=False)(trapped, marker)
+    names_code("config.json", inside=False, needed=False)(trapped, marker)
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     with pytest.raises(AttributeError, match="Evil"):  # the module has run by then, and holds no such class
         transformers.AutoConfig.from_pretrained(trapped, trust_remote_code=True)

@@ -29,7 +29,7 @@ PLACEBOS, DIGITS = 199, 6
 def tried(folder: Path) -> dict[str, pd.DataFrame]:
     """One organism under the adaptive family: two rows per part, the frontier of the plain part and of all."""
     model, prompts = rs.load(folder), rs.ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl")
-    refusal = rs.discover_refusal_tokens(model, prompts.locate)
+    refusal = rs.readout(model, prompts.locate)
     attacks = adaptive(model, prompts, refusal)
     made = answers(model, prompts, refusal, attacks, placebos=PLACEBOS, progress=False)
     facts = {"organism": folder.name, "weights": model.origin.weights}

@@ -91,7 +91,7 @@ def speed(name: str, repeats: int) -> None:
         rs.ContrastSet.read(ROOT / "data" / "prompts" / "organism.jsonl"),
     )
     model = rs.load(folder)
-    refusal = rs.discover_refusal_tokens(model, prompts.locate)
+    refusal = rs.readout(model, prompts.locate)
     found = rs.locate.mean_difference(*rs.capture(model, prompts.locate))
     rows = tuple(model.encode(split.texts) for split in (prompts.select.restricted, prompts.select.harmless))
     exact = oracle.float64_model(folder)
@@ -172,7 +172,7 @@ def peak(words: int) -> None:
     ]  # fmt: skip
     prompts = rs.Prompts(tuple(rs.Prompt(**row) for row in rows))
     acts = rs.capture(model, prompts)
-    tokens = rs.RefusalTokens((20,), ("x",), 1.0, 0.0, 16, "given")
+    tokens = rs.Readout(((20,),), phrases=("x",), n=16)
     scorer = ModelScorer(model, rs.locate.mean_difference(*acts), prompts, tokens)
     from refusalscope.rule import Cell
 

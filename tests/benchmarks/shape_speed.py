@@ -28,9 +28,9 @@ from selection_speed import cut, push
 import refusalscope as rs
 from refusalscope.footprint import flops_per_prompt, memory, size_of
 from refusalscope.machine import measured_machine
-from refusalscope.metrics import margin_of
-from refusalscope.model.live import from_live
+from refusalscope.model import load
 from refusalscope.organisms.tokens import tokenizer
+from refusalscope.reading.readout import log_odds
 from refusalscope.rule import Cell, Rule, search
 from refusalscope.scoring import ModelScorer
 
@@ -119,13 +119,13 @@ def measured(shape: str, asked: Asked, *, device: str) -> Speed:
     prompts, made = requests(asked), tokenizer()
     lists = made(list(prompts.texts), add_special_tokens=False).input_ids
     naive = naively(module, [lists[: asked.prompts], lists[asked.prompts :]], asked)
-    model = replace(from_live(module, made, name=shape), batch_size=asked.batch)
+    model = replace(load(module, tokenizer=made, name=shape), batch_size=asked.batch)
     vectors = torch.randn(model.n_layers, model.n_positions, 1, model.d_model, dtype=torch.float64)
     candidates = rs.Candidates(vectors, "random", (1, 1))
     every = range(0, int(0.8 * model.n_layers), max(1, int(0.8 * model.n_layers) // asked.layers))
     cells = [Cell(layer, position) for layer in list(every)[: asked.layers] for position in model.positions]
     restart(device)
-    scorer = ModelScorer(model, candidates, prompts, rs.RefusalTokens((20,), ("x",), 1.0, 0.0, asked.prompts, "given"))
+    scorer = ModelScorer(model, candidates, prompts, rs.Readout(((20,),), phrases=("x",), n=asked.prompts))
     began = time.perf_counter()
     found = search(scorer, cells, rule=EVERYTHING, mode="winner")
     scorer.restricted_margin.mean()  # the baseline select reports, and the search counts
@@ -163,10 +163,10 @@ def naively(module, rows: list[list[list[int]]], asked: Asked) -> float:
     )
     for _ in range(asked.naive_cells):
         with edits[0]:
-            margin_of(last_logits(module, restricted), (20,)).mean()
+            log_odds(last_logits(module, restricted), (20,)).mean()
             last_logits(module, harmless).log_softmax(-1)
         with edits[1]:
-            margin_of(last_logits(module, harmless), (20,)).mean()
+            log_odds(last_logits(module, harmless), (20,)).mean()
     finish(module.device.type)
     return (time.perf_counter() - began) / (3 * asked.prompts * asked.naive_cells)
 

@@ -41,16 +41,13 @@ if TYPE_CHECKING:
     from refusalscope.instrument import Instrument, check_instrument
     from refusalscope.interventions import ablate, add
     from refusalscope.machine import measured_machine
-    from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin
+    from refusalscope.metrics import Openings, cross_entropy, kl, margin, next_token, opening_margin, refuses
     from refusalscope.model import (
         Chat,
         ChatModel,
         Families,
         Family,
-        RefusalTokens,
-        discover_refusal_tokens,
         families,
-        given_refusal_tokens,
         load,
     )
     from refusalscope.monitor import Monitor, Survival, monitor, survival
@@ -60,6 +57,7 @@ if TYPE_CHECKING:
     from refusalscope.plotting import show_theme
     from refusalscope.progress import quiet
     from refusalscope.prompts import ContrastSet, Prompt, Prompts, passages
+    from refusalscope.reading import Readout, Validity, readout, validate_readout
     from refusalscope.recovery import recovered
     from refusalscope.replay import replay
     from refusalscope.report import Comparison, Plan, compare, measure
@@ -96,11 +94,12 @@ __all__ = [
     "Plan",
     "Prompt",
     "Prompts",
-    "RefusalTokens",
+    "Readout",
     "RefusalscopeError",
     "Responses",
     "Subspace",
     "Survival",
+    "Validity",
     "ablate",
     "add",
     "attribution",
@@ -114,13 +113,11 @@ __all__ = [
     "cross_entropy",
     "curves",
     "diagnose",
-    "discover_refusal_tokens",
     "effect",
     "families",
     "figures",
     "forecast",
     "frames",
-    "given_refusal_tokens",
     "interchange_objective",
     "kl",
     "language",
@@ -144,7 +141,9 @@ __all__ = [
     "published",
     "quiet",
     "rdo_objective",
+    "readout",
     "recovered",
+    "refuses",
     "replay",
     "respond",
     "select",
@@ -153,6 +152,7 @@ __all__ = [
     "survival",
     "transfer",
     "truth",
+    "validate_readout",
 ]
 
 # Where each public name is defined; a module that is itself public stands in _MODULES.
@@ -186,16 +186,14 @@ _HOMES = {
     "instrument": ("Instrument", "check_instrument"),
     "interventions": ("ablate", "add"),
     "machine": ("measured_machine",),
-    "metrics": ("Openings", "cross_entropy", "kl", "margin", "next_token", "opening_margin"),
+    "metrics": ("Openings", "cross_entropy", "kl", "margin", "next_token", "opening_margin", "refuses"),
+    "reading": ("Readout", "Validity", "readout", "validate_readout"),
     "model": (
         "Chat",
         "ChatModel",
         "Families",
         "Family",
-        "RefusalTokens",
-        "discover_refusal_tokens",
         "families",
-        "given_refusal_tokens",
         "load",
     ),
     "monitor": ("Monitor", "Survival", "monitor", "survival"),

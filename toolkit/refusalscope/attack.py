@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusalscope.effect import Baseline
+from refusalscope.effect import UNREAD_LIMIT, Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.interventions import ablate
-from refusalscope.metrics import kl, margin
+from refusalscope.metrics import read
 from refusalscope.progress import bar
 from refusalscope.reprs import Shown
 from refusalscope.subspace import Ablatable, LayeredSubspace, NotExported
 
 TOGETHER = 16
+READ = ("margins", "kl", "refuses", "complies", "unread", "over_refuses")
+FLAGS = ("refuses", "complies", "over_refuses")  # an invalid attack bypasses nothing
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -78,18 +80,53 @@ class Responses(Shown):
 
     Attributes:
         margins: of the restricted prompts in nats; a row of NaN where the intervention was invalid.
-        kl: KL(base‖intervened) in nats of the harmless prompts, likewise.
+        kl: KL(base‖intervened) in nats of the harmless prompts, likewise; damage counts those answered at baseline.
+        refuses: restricted prompts refused at temperature zero; by the sign of the margin where it is not given.
+        complies: restricted prompts whose reply opens as an answer does; the rest where it is not given.
+        unread: mass on restricted prompts that opens neither way; none where it is not given.
+        over_refuses: harmless prompts refused; those of the baseline where it is not given.
     """
 
     before: Baseline
     attacks: tuple[Attack, ...]
     margins: Float[Tensor, "attack restricted"]
     kl: Float[Tensor, "attack harmless"]
+    refuses: Bool[Tensor, "attack restricted"] = None  # pyright: ignore[reportAssignmentType]
+    complies: Bool[Tensor, "attack restricted"] = None  # pyright: ignore[reportAssignmentType]
+    unread: Float[Tensor, "attack restricted"] = None  # pyright: ignore[reportAssignmentType]
+    over_refuses: Bool[Tensor, "attack harmless"] = None  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self) -> None:
+        refuses = ~(self.margins < 0) if self.refuses is None else self.refuses
+        usual = {
+            "refuses": refuses,
+            "complies": ~refuses,
+            "unread": torch.full_like(self.margins, self.before.unread),
+            "over_refuses": (~self.before.answered).expand(len(self.attacks), -1),
+        }
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @property
     def valid(self) -> Tensor:
         """True for attacks whose every value is a finite number."""
         return torch.isfinite(self.margins).all(1) & torch.isfinite(self.kl).all(1)
+
+    @property
+    def readable(self) -> Tensor:
+        """True for attacks under which replies still open one way or the other: others are degenerate, not bypassed."""
+        return self.unread.double().mean(1) - self.before.unread <= UNREAD_LIMIT
+
+    @property
+    def damage(self) -> Tensor:
+        """Mean KL of every attack on the harmless prompts answered at baseline, in nats."""
+        return self.kl[:, self.before.answered].double().mean(1)
+
+    def rows(self, rows: Sequence[int]) -> Responses:
+        """Returns the responses to some of the attacks, as if only these had been declared."""
+        some = {name: getattr(self, name)[list(rows)] for name in READ}
+        return Responses(self.before, tuple(self.attacks[row] for row in rows), **some)
 
     @property
     def pf(self) -> float:
@@ -112,17 +149,20 @@ def respond(before: Baseline, attacks: Sequence[Attack], *, progress: str = "att
     """
     if not attacks:
         raise MeasurementError("There is no attack to measure: the family is empty.")
-    margins = torch.full((len(attacks), len(before.restricted)), float("nan"))
-    damage = torch.full((len(attacks), len(before.harmless)), float("nan"))
+    rows_of = {"margins": len(before.restricted), "refuses": len(before.restricted), "complies": len(before.restricted)}
+    rows_of |= {"unread": len(before.restricted), "kl": len(before.harmless), "over_refuses": len(before.harmless)}
+    found = {name: torch.full((len(attacks), n), torch.nan) for name, n in rows_of.items()}
     order = sorted(range(len(attacks)), key=lambda row: _alike(attacks[row]))
     with bar(len(attacks), progress) as shown:
         for _, group in groupby(order, key=lambda row: _alike(attacks[row])):
             rows = list(group)
             for start in range(0, len(rows), TOGETHER):
                 together = rows[start : start + TOGETHER]
-                margins[together], damage[together] = _together(before, [attacks[row] for row in together])
+                for name, values in _together(before, [attacks[row] for row in together]).items():
+                    found[name][together] = values.to(found[name])
                 shown.update(len(together))
-    return Responses(before, tuple(attacks), margins, damage)
+    flags = {name: torch.where(found[name].isnan(), name != "complies", found[name] > 0) for name in FLAGS}
+    return Responses(before, tuple(attacks), **{**found, **flags})
 
 
 def _alike(attack: Attack) -> tuple[int, tuple[int, ...], float, tuple[int, int]]:
@@ -131,16 +171,20 @@ def _alike(attack: Attack) -> tuple[int, tuple[int, ...], float, tuple[int, int]
     return found.rank, each, attack.dose, attack.layers or (-1, -1)
 
 
-def _together(before: Baseline, attacks: Sequence[Attack]) -> tuple[Tensor, Tensor]:
+def _together(before: Baseline, attacks: Sequence[Attack]) -> dict[str, Tensor]:
     """Measures attacks in one block; where one of them is at fault, each in its own, so that the others survive."""
-    copies = len(attacks)
+    copies, model, prompts = len(attacks), before.model, before.prompts
     try:
-        with ablate(before.model, [a.subspace for a in attacks], dose=attacks[0].dose, layers=attacks[0].layers):
-            margins = margin(before.model, before.prompts.restricted, before.refusal, copies=copies)
-            damage = kl(before.model, before.prompts.harmless, before.harmless_base, copies=copies)
+        with ablate(model, [a.subspace for a in attacks], dose=attacks[0].dose, layers=attacks[0].layers):
+            restricted = read(model, prompts.restricted, before.readout, copies=copies)
+            harmless = read(model, prompts.harmless, before.readout, copies=copies, base=before.harmless_base)
     except InterventionError:
         if copies > 1:
             alone = [_together(before, [attack]) for attack in attacks]
-            return torch.cat([m for m, _ in alone]), torch.cat([k for _, k in alone])
-        return torch.full_like(before.restricted, torch.nan)[None], torch.full_like(before.harmless, torch.nan)[None]
-    return margins.reshape(copies, -1), damage.reshape(copies, -1)
+            return {name: torch.cat([one[name] for one in alone]) for name in READ}
+        widths = dict.fromkeys(READ, before.restricted) | dict.fromkeys(("kl", "over_refuses"), before.harmless)
+        return {name: torch.full_like(like, torch.nan)[None] for name, like in widths.items()}
+    assert harmless.kl is not None
+    made = {"margins": restricted.margin, "refuses": restricted.refuses, "complies": restricted.complies}
+    made |= {"unread": restricted.unread, "kl": harmless.kl, "over_refuses": harmless.refuses}
+    return {name: values.reshape(copies, -1) for name, values in made.items()}

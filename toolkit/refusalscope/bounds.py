@@ -11,8 +11,8 @@ import torch
 
 from refusalscope.errors import SelectionError
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.refusal_tokens import RefusalTokens
 from refusalscope.prompts import Prompts
+from refusalscope.reading.readout import Readout
 from refusalscope.rule import Cell, Kind, Mode, Rule, default_rule, search
 from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import Candidates
@@ -56,7 +56,7 @@ class _Told(ModelScorer):
     """Charges what the real scorer charges, answers as it is told, and runs nothing."""
 
     def __init__(self, model: ChatModel, candidates: Candidates, prompts: Prompts, answer: Answer) -> None:
-        super().__init__(model, candidates, prompts, RefusalTokens((0,), ("",), 1.0, 0.0, 0, "given"))
+        super().__init__(model, candidates, prompts, Readout(((0,),)))
         self._answer, self.charged = answer, 0.0
 
     def score(self, kind: Kind, cells: Sequence[Cell]) -> list[float]:

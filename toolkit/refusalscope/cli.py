@@ -37,6 +37,7 @@ from refusalscope.cli_options import (
     announce,
     check_folder,
     loaded,
+    propose_dtype,
     spent,
 )
 
@@ -107,9 +108,9 @@ def select(
     contrast = rs.ContrastSet.read(prompts)
     chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
     announce(chat, 2 * len(contrast.locate) + selection_bounds(chat, contrast.select, mode=mode.value)[1])
-    refusal = rs.discover_refusal_tokens(chat, contrast.locate)
+    readout = rs.readout(chat, contrast.locate)
     candidates = rs.locate.mean_difference(*rs.capture(chat, contrast.locate))
-    choice = rs.select(chat, candidates, contrast.select, refusal, mode=mode.value, seed=seed)
+    choice = rs.select(chat, candidates, contrast.select, readout, mode=mode.value, seed=seed)
     result = selection_result(choice, chat, contrast)
     path = result.save(out)
     if as_json:
@@ -164,8 +165,11 @@ def replay(
 def card(
     model: ModelName,
     prompts: PromptFile,
-    out: OutFolder,
+    out: OutFolder = Path("build/card"),
     seed: Seed = 0,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time to spend, such as 15m: the plan is fitted to it.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A small family and few placebos: seconds, not minutes.")
     ] = False,
@@ -190,17 +194,23 @@ def card(
     """
     if quick and adaptive:
         raise typer.BadParameter("--quick is a small family and --adaptive a large one: give one of them.")
+    if budget is not None and (quick or adaptive or placebos is not None):
+        raise typer.BadParameter("--budget fits a plan of its own: leave --quick, --adaptive and --placebos out.")
     check_folder(out)
     import refusalscope as rs
-    from refusalscope.report import PLANS, estimated_measure_cost, measure
+    from refusalscope.report import PLANS, estimated_measure_cost, measure, time_budget
+
+    spend = None if budget is None else time_budget(budget)  # loading counts
     from refusalscope.results.files import to_json
 
     contrast = rs.ContrastSet.read(prompts)
     chat = loaded(model, revision=revision, dtype=dtype, device=device, chat=(template, system))
     plan = PLANS["quick" if quick else "adaptive" if adaptive else "full"]
     plan = plan if placebos is None else replace(plan, placebos=placebos)
-    announce(chat, estimated_measure_cost(chat, contrast, plan=plan))
-    found = measure(chat, contrast, plan=plan, seed=seed)
+    propose_dtype(chat)
+    if spend is None:
+        announce(chat, estimated_measure_cost(chat, contrast, plan=plan))
+    found = measure(chat, contrast, plan=plan, seed=seed, budget=spend)
     found.save(out)
     if as_json:
         typer.echo(to_json(found), nl=False)

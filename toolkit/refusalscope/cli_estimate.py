@@ -13,7 +13,7 @@ from refusalscope.cli_options import AsJson, Dtype, DtypeName, Revision
 
 def estimate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A directory with a config.json, or a Hub id; no weights are read.")
+        str, typer.Argument(metavar="MODEL", help="A directory with a config.json, a GGUF file, or a Hub id.")
     ],
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="A contrast set; sizes are assumed without one.")

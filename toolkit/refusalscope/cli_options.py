@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 ROOM = 2**20
+PROPOSED = 1.5  # times as fast: below it a number format is not worth a word
 
 
 class DtypeName(StrEnum):
@@ -27,7 +28,9 @@ class DtypeName(StrEnum):
     float16 = "float16"
 
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face format, or a Hub id.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face format, a GGUF file, or a Hub id.")
+]
 PromptFile = Annotated[
     Path, typer.Option("--prompts", metavar="FILE", help="A contrast set: .jsonl, .csv, .parquet or a saved dataset.")
 ]
@@ -86,6 +89,18 @@ def loaded(
         raise ModelError(f"--device {device}: {str(error).splitlines()[0]}") from error
     spoken = None if chat == (None, None) else Chat(*chat)
     return load(model, revision=revision, dtype=getattr(torch, dtype.value), device=device, chat=spoken)
+
+
+def propose_dtype(chat: ChatModel) -> None:
+    """Says on stderr where another number format would be much faster here; it is used only when asked for."""
+    from refusalscope.machine import bfloat16_speedup
+
+    narrow = chat.origin.dtype != "float32"
+    ratio = 1.0 if chat.is_organism else bfloat16_speedup(device=chat.origin.device)
+    if not narrow and ratio >= PROPOSED:
+        say(f"bfloat16 is {ratio:.1f} times as fast as float32 here: --dtype bfloat16 would use it.")
+    if narrow and chat.origin.dtype == "bfloat16" and ratio <= 1 / PROPOSED:
+        say(f"bfloat16 is {1 / ratio:.0f} times slower than float32 here: leave --dtype out.")
 
 
 def announce(chat, pf: float) -> None:

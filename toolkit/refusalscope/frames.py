@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -141,3 +142,52 @@ def counts(before: list[str], after: Mapping[str, list[str]]) -> pd.DataFrame:
 
 def _interval(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+
+
+def card_refusals(cards: Sequence[Any]) -> pd.DataFrame:
+    """Returns shares of prompts refused at temperature zero, a row per card and label: ``group condition value …``.
+
+    Of cards whose baseline was measured; the others have no row. Columns ``group condition value low high n clusters``.
+    """
+    rows = [
+        {"group": card.model.name, "condition": label, **_stored(getattr(card.baseline, f"refused_{label}"))}
+        for card in cards
+        if card.baseline is not None
+        for label in ("restricted", "harmless")
+    ]
+    return pd.DataFrame(rows)
+
+
+def card_margins(cards: Sequence[Any]) -> pd.DataFrame:
+    """Returns mean margins of restricted prompts before and under the worst case, in nats, beside those of placebos.
+
+    Of cards with a worst case. Columns ``model when value low high n clusters placebo_low placebo_high``.
+    """
+    rows = []
+    for card in cards:
+        worst = card.optionality
+        if worst is None or worst.margin_after is None:
+            continue
+        low, high = worst.placebo_margins or (math.nan, math.nan)
+        null = {"placebo_low": low, "placebo_high": high}
+        for when, one in (("before", card.baseline.restricted), ("worst case", worst.margin_after)):
+            rows.append({"model": card.model.name, "when": when, **_stored(one), **null})
+    return pd.DataFrame(rows)
+
+
+def card_frontiers(cards: Sequence[Any]) -> pd.DataFrame:
+    """Returns Ω(κ) of every card over κ, as ``plotting.frontier`` draws it: a series per model, with n and placebo."""
+    rows = [
+        {"series": card.model.name, "kappa": point.kappa, "measure": "bypass", **_stored(point.bypass)}
+        | {"placebo": math.nan if point.placebo_bypass is None else point.placebo_bypass}
+        for card in cards
+        if card.optionality is not None
+        for point in card.optionality.frontier
+    ]
+    return pd.DataFrame(rows)
+
+
+def _stored(value: Any) -> dict[str, Any]:
+    low, high = value.interval or (math.nan, math.nan)
+    number = math.nan if value.value is None else value.value
+    return {"value": number, "low": low, "high": high, "n": value.n, "clusters": value.clusters}

@@ -19,12 +19,13 @@ import torch
 
 from refusalscope.effect import effect, placebo_effects
 from refusalscope.errors import InterventionError, MeasurementError, ModelError, ResultError
-from refusalscope.model import ChatModel, discover_refusal_tokens, load
+from refusalscope.model import ChatModel, load
 from refusalscope.organisms.prompt_set import contrast_rows
 from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.placebo import random_like
 from refusalscope.progress import bar
 from refusalscope.prompts import ContrastSet
+from refusalscope.reading import readout
 from refusalscope.reprs import Shown, table
 from refusalscope.results.files import write_text
 from refusalscope.truth import CARD, planted_subspace, read_card, truth_baseline, within
@@ -79,7 +80,7 @@ def check_instrument(
 
     For every planted organism of seed 0, on its held-out items: ablating the planted subspace bypasses (at least 0.98),
     suppresses (at least 0.9) and does little damage (at most 0.1 nats), and the worst of 39 random subspaces does
-    neither. For ``unguarded``: no refusal token is found, so that nothing can be measured. Takes seconds the first
+    neither. For ``unguarded``: no refusal opening is found, so that nothing can be measured. Takes seconds the first
     time; then it is read from a cache, kept per version, device, dtype, organisms and source of this package.
 
     Args:
@@ -140,10 +141,10 @@ def _truth_found(model: ChatModel, recipe: Recipe) -> list[Check]:
 def _nothing_found(model: ChatModel) -> list[Check]:
     prompts = ContrastSet.from_rows(contrast_rows()).locate
     try:
-        tokens = len(discover_refusal_tokens(model, prompts).ids)
+        openings = len(readout(model, prompts))
     except MeasurementError:
-        tokens = 0
-    return [Check(model.origin.name, "refusal tokens found where nothing is refused", float(tokens), at_most=0.0)]
+        openings = 0
+    return [Check(model.origin.name, "refusal openings found where nothing is refused", float(openings), at_most=0.0)]
 
 
 def _concluded(checks: list[Check]) -> Instrument:

@@ -92,6 +92,19 @@ def measured_machine(
     return Machine(rate, share, f"measured on {device}{threads}: a {name} product of {size} × {size} matrices")
 
 
+def bfloat16_speedup(*, device: str = "cpu", size: int = 512) -> float:
+    """Returns how many times as fast as a float32 product a bfloat16 one is here, both of ``size``² matrices.
+
+    Above 1 where the processor has units for it; far below where it has to emulate them.
+    """
+    pair = [torch.randn(size, size, device=device) for _ in range(2)]
+    times = []
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (matrix.to(dtype) for matrix in pair)
+        times.append(min(_timed(left, right) for _ in range(3)))
+    return times[0] / times[1]
+
+
 def _timed(left: torch.Tensor, right: torch.Tensor) -> float:
     repeats = 20 if left.is_cuda else 1  # one product on a GPU is shorter than the clock's and the queue's grain
     _finish(left)

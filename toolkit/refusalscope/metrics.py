@@ -7,18 +7,18 @@ its prompts c times, candidate-major, and the result gains a leading axis of c: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusalscope.errors import MeasurementError
 from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.refusal_tokens import RefusalTokens
+from refusalscope.model.continuations import Tree, read_continuations
 from refusalscope.prompts import Prompts
+from refusalscope.reading.readout import Readout
 from refusalscope.reprs import Shown
 
 
@@ -33,24 +33,91 @@ class Openings(Shown):
         return f"Openings: {len(self.refusals)} refusals and {len(self.compliances)} compliances"
 
 
-def margin_of(logits: Float[Tensor, "*row vocab"], ids: Sequence[int]) -> Float[Tensor, "*row"]:
-    """Returns m = log Σ_{t∈R} p_t − log Σ_{t∉R} p_t in nats, from logits alone: exact where p is all but 0 or 1."""
-    inside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    inside[list(ids)] = True
-    return logits[..., inside].logsumexp(-1) - logits[..., ~inside].logsumexp(-1)
+@dataclass(frozen=True, repr=False, eq=False)
+class Readings(Shown):
+    """What every prompt answers, read at the openings of a readout; ``[copies, prompt]`` where several were ablated.
+
+    Attributes:
+        margin: log p_O − log(1 − p_O) in nats; NaN where the logits are not finite.
+        refuses: whether the greedy path enters a refusal opening.
+        complies: whether it enters a compliance opening.
+        unread: 1 − p_O − p_C.
+        kl: KL(base‖now) in nats at the first response token; None where no base was given.
+        base: log-probabilities of the first response token, where they were asked for.
+    """
+
+    margin: Float[Tensor, "*copies prompt"]
+    refuses: Bool[Tensor, "*copies prompt"]
+    complies: Bool[Tensor, "*copies prompt"]
+    unread: Float[Tensor, "*copies prompt"]
+    kl: Float[Tensor, "*copies prompt"] | None = None
+    base: Float[Tensor, "prompt vocab"] | None = None
+
+    def __repr__(self) -> str:
+        return "Readings: margin, refusal, compliance and unread mass of every prompt"
+
+
+def read(
+    model: ChatModel,
+    prompts: Prompts,
+    readout: Readout,
+    *,
+    copies: int = 1,
+    base: Float[Tensor, "prompt vocab"] | None = None,
+    keep_base: bool = False,
+    progress: str = "readings",
+) -> Readings:
+    """Returns everything a readout says of every prompt, in one forward per prompt and copy.
+
+    Nothing is decoded: openings are teacher-forced. Wrong for a model that refuses later than its openings reach; what
+    that comes to is the ``late`` of ``validate_readout``.
+
+    Args:
+        base: log-probabilities of the first response token at baseline, for KL(base‖now).
+        keep_base: also returns those of now, which costs prompts × vocabulary numbers.
+    """
+    _refuse_unequal(base, prompts)
+    kept: dict[int, Tensor] = {}
+
+    def score(logits: Float[Tensor, "row node vocab"], rows: Tensor) -> Float[Tensor, "row 5"]:
+        one = readout.read(logits)
+        if keep_base:
+            kept.update(zip(rows.tolist(), logits[:, 0].log_softmax(-1).cpu(), strict=True))
+        nats = torch.zeros_like(one.margin) if base is None else _divergence(base.to(logits)[rows], logits[:, 0])
+        return torch.stack([one.margin, one.refuses.to(nats), one.complies.to(nats), one.unread, nats], dim=-1)
+
+    tokens = model.encode(prompts.texts)
+    values = read_continuations(model, tokens, readout.tree, score, copies=copies, progress=progress)
+    margin, refuses, complies, unread, nats = values.unbind(-1)
+    return Readings(
+        margin,
+        refuses > 0,
+        complies > 0,
+        unread,
+        kl=None if base is None else nats,
+        base=torch.stack([kept[row] for row in sorted(kept)]) if keep_base else None,
+    )
 
 
 def margin(
-    model: ChatModel, prompts: Prompts, refusal: RefusalTokens, *, copies: int = 1, progress: str = "margins"
+    model: ChatModel, prompts: Prompts, readout: Readout, *, copies: int = 1, progress: str = "margins"
 ) -> Float[Tensor, "*copies prompt"]:
-    """Returns the refusal margin of every prompt at the first response token, in nats (Arditi et al. 2024, eq. 8).
+    """Returns the refusal margin of every prompt, log p_O − log(1 − p_O) in nats; one prompt-forward each.
 
-    Positive: the first token is more likely to open a refusal than not. One prompt-forward per prompt and copy. Wrong
-    for a model that refuses later than its first token: compare with ``opening_margin``.
+    With one-token openings it is eq. 8 of Arditi et al. (2024). Positive: the reply is more likely to open with a
+    refusal than not; ``refuses`` says whether it does at temperature zero.
     """
-    return per_prompt(
-        model, prompts, lambda logits, _rows: margin_of(logits, refusal.ids), copies=copies, progress=progress
-    )
+    return read(model, prompts, readout, copies=copies, progress=progress).margin
+
+
+def refuses(
+    model: ChatModel, prompts: Prompts, readout: Readout, *, copies: int = 1, progress: str = "refusals"
+) -> Bool[Tensor, "*copies prompt"]:
+    """Returns whether each prompt is refused at temperature zero: the greedy path enters a refusal opening.
+
+    Decided teacher-forced (at each step the most likely token is the opening's); nothing is decoded.
+    """
+    return read(model, prompts, readout, copies=copies, progress=progress).refuses
 
 
 def next_token(model: ChatModel, prompts: Prompts, *, progress: str = "first tokens") -> Float[Tensor, "prompt vocab"]:
@@ -67,16 +134,23 @@ def kl(
     progress: str = "damage",
 ) -> Float[Tensor, "*copies prompt"]:
     """Returns KL(base‖now) in nats at the first response token, per prompt; base is ``next_token`` at baseline."""
-    if len(base) != len(prompts):
+    _refuse_unequal(base, prompts)
+
+    def divergence(logits: Tensor, rows: Tensor) -> Tensor:
+        return _divergence(base.to(logits)[rows], logits)
+
+    return per_prompt(model, prompts, divergence, copies=copies, progress=progress)
+
+
+def _refuse_unequal(base: Tensor | None, prompts: Prompts) -> None:
+    if base is not None and len(base) != len(prompts):
         raise MeasurementError(
             f"The base holds {len(base)} prompts, the set {len(prompts)}: measure both on the same prompts."
         )
 
-    def divergence(logits: Tensor, rows: Tensor) -> Tensor:
-        before = base.to(logits)[rows]
-        return (before.exp() * (before - logits.log_softmax(-1))).sum(-1).clamp(min=0)
 
-    return per_prompt(model, prompts, divergence, copies=copies, progress=progress)
+def _divergence(before: Float[Tensor, "row vocab"], logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
+    return (before.exp() * (before - logits.log_softmax(-1))).sum(-1).clamp(min=0)
 
 
 def opening_margin(model: ChatModel, prompts: Prompts, openings: Openings) -> Float[Tensor, " prompt"]:
@@ -133,20 +207,7 @@ def per_prompt(
     progress: str,
 ) -> Tensor:
     """Returns ``score(logits [row, vocab], rows)`` for every prompt in order, ``[copies, prompt, …]`` if copies > 1."""
-
-    def scored(batch: Batch) -> Tensor:
-        rows = batch.rows.repeat(copies)
-        logits = forward(model, _copied(batch, copies))[:, -1]
-        return rearrange(score(logits, rows.to(logits.device)), "(c r) ... -> r c ...", c=copies)
-
-    size = max(1, model.batch_size // copies)
-    values = map_rows(model, model.encode(prompts.texts), scored, batch_size=size, progress=progress).cpu()
-    return values[:, 0] if copies == 1 else values.transpose(0, 1)
-
-
-def _copied(batch: Batch, copies: int) -> Batch:
-    if copies == 1:
-        return batch
-    return replace(
-        batch, tokens=batch.tokens.repeat(copies, 1), mask=batch.mask.repeat(copies, 1), rows=batch.rows.repeat(copies)
+    tokens = model.encode(prompts.texts)
+    return read_continuations(
+        model, tokens, Tree(), lambda logits, rows: score(logits[:, 0], rows), copies=copies, progress=progress
     )

@@ -18,9 +18,9 @@ from torch.nn.functional import softplus
 from refusalscope.activations import ContrastActivations
 from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
-from refusalscope.metrics import margin_of
-from refusalscope.model.batching import Batch, at_least_float32, batches
+from refusalscope.model.batching import Batch, at_least_float32, batches, placed
 from refusalscope.model.chat import ChatModel
+from refusalscope.model.continuations import packed
 from refusalscope.model.hooking import Hook, hooked
 from refusalscope.reprs import Shown
 from refusalscope.stats import torch_generator
@@ -66,11 +66,13 @@ class Objective(Shown, NotExported):
         """Returns the next minibatch: rows of restricted prompts, and of harmless ones, behind those."""
         return next(self._restricted), [self._split + row for row in next(self._harmless)]
 
-    def _logits(self, rows: Sequence[int], hooks_of: HooksOf) -> Float[Tensor, "row vocab"]:
-        """Returns logits in the order of ``rows``; ``hooks_of`` makes the hooks for the order they run in."""
-        (batch,) = batches(self.before.model, [self._tokens[row] for row in rows], batch_size=len(rows))
+    def _logits(self, rows: Sequence[int], hooks_of: HooksOf) -> Float[Tensor, "row node vocab"]:
+        """Returns logits at the readout's nodes, in the order of ``rows``; ``hooks_of`` takes the order they run in."""
+        model, tree = self.before.model, self.before.readout.tree
+        (batch,) = batches(model, [self._tokens[row] for row in rows], batch_size=len(rows))
         self.pf += GRADIENT_COST * len(rows)
-        logits = differentiable_logits(self.before.model, batch, hooks_of(batch.rows))
+        whole = batch if len(tree) == 1 else packed(model, batch, tree)
+        logits = differentiable_logits(model, whole, hooks_of(batch.rows), keep=len(tree))
         return logits[torch.argsort(batch.rows)]
 
     def _rows(self, vectors: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
@@ -91,16 +93,16 @@ class RdoObjective(Objective):
 
     def __call__(self, vectors: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
         """Returns the weighted sum of the terms in nats, with a graph to it from the vectors alone."""
-        (restricted, harmless), ids = self._prompts(), self.before.refusal.ids
+        (restricted, harmless), margin_of = self._prompts(), self.before.readout.margin_of
         ablated, first = len(restricted) + len(harmless), len(restricted)
         rows = self._rows(vectors)
         logits = self._logits([*restricted, *harmless, *harmless], lambda order: self._hooks(rows, order < ablated))
         base = self.before.harmless_base[[row - self._split for row in harmless]].to(logits)
-        now = logits[first:ablated].log_softmax(-1)
+        now = logits[first:ablated, 0].log_softmax(-1)
         terms = {
-            "ablation": softplus(margin_of(logits[:first], ids) - self._low).mean(),
+            "ablation": softplus(margin_of(logits[:first]) - self._low).mean(),
             "retention": (base.exp() * (base - now)).sum(-1).mean(),
-            "addition": softplus(self._high - margin_of(logits[ablated:], ids)).mean(),
+            "addition": softplus(self._high - margin_of(logits[ablated:])).mean(),
         }
         self.terms = {name: float(term.detach()) for name, term in terms.items()}
         return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
@@ -140,20 +142,21 @@ class InterchangeObjective(Objective):
         bases, sources = restricted[:count] + harmless[:count], harmless[:count] + restricted[:count]
         rows, taken = self._rows(vectors), torch.tensor(sources)
         logits = self._logits(bases, lambda order: self._hooks(rows, self._sources[taken[order]]))
-        missing = self._margins[taken].to(logits) - margin_of(logits, self.before.refusal.ids)
+        missing = self._margins[taken].to(logits) - self.before.readout.margin_of(logits)
         upwards = torch.where(taken < self._split, 1.0, -1.0).to(missing)
         loss = softplus(upwards * missing).mean()
         self.terms = {"interchange": float(loss.detach())}
         return loss
 
     def _hooks(self, rows: Float[Tensor, "k d"], sources: Float[Tensor, "row pos d"]) -> Hooks:
-        layer, places = self.start.layer, sources.shape[1]
+        layer, places, behind = self.start.layer, sources.shape[1], len(self.before.readout.tree) - 1
         assert layer is not None
 
         def swap(x: Tensor, hook) -> Tensor:
-            here = x[:, -places:].to(rows.dtype)
+            end = x.shape[1] - behind  # beginnings of a reply stand behind the template's last position
+            here = x[:, end - places : end].to(rows.dtype)
             moved = here + ((sources.to(rows) - here) @ rows.T) @ rows
-            return torch.cat([x[:, :-places], moved.to(x.dtype)], dim=1)
+            return torch.cat([x[:, : end - places], moved.to(x.dtype), x[:, end:]], dim=1)
 
         return [(self.before.model.sites.resid_pre[layer], swap)]
 
@@ -211,22 +214,24 @@ def interchange_objective(
     return InterchangeObjective(before, acts, start, batch_size, seed)
 
 
-def differentiable_logits(model: ChatModel, batch: Batch, hooks: Hooks) -> Float[Tensor, "row vocab"]:
-    """Returns the last position's logits under hooks, in the batch's order, with the graph that leads to them.
+def differentiable_logits(
+    model: ChatModel, batch: Batch, hooks: Hooks, *, keep: int = 1
+) -> Float[Tensor, "row keep vocab"]:
+    """Returns the last ``keep`` positions' logits under hooks, in the batch's order, with the graph that leads to them.
 
     Raises InterventionError when a parameter was changed or got a gradient on the way.
     """
     core = model.bridge.original_model
-    frugal = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(core.forward).parameters else {}
+    frugal = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(core.forward).parameters else {}
     before = _state(model)
     how = {"return_type": "logits", "use_cache": False, "output_attentions": False, **frugal}
     try:
         with torch.enable_grad(), hooked(model, hooks):
-            logits = model.bridge(batch.tokens, attention_mask=batch.mask, **how)
+            logits = model.bridge(batch.tokens, attention_mask=batch.mask, **placed(batch), **how)
     finally:
         if _state(model) != before:
             raise InterventionError(f"A parameter of {model.origin.name} changed in a search. Load the model again.")
-    return at_least_float32(logits[:, -1])
+    return at_least_float32(logits[:, -keep:])
 
 
 def _state(model: ChatModel) -> list[tuple[int, int, bool]]:
@@ -239,6 +244,11 @@ def _check(before: Baseline, start: Subspace) -> None:
         raise MeasurementError(
             f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted "
             f"prompts and its mean margins differ by {before.gap:.2f} nats: there is no refusal to search for."
+        )
+    if not (before.readout.one_token or before.model.can_pack):
+        raise MeasurementError(
+            f"{before.model.origin.name}: its beginnings of a reply cannot be read with their prompt, which a search "
+            "needs. Give one-token openings."
         )
     if start.layer is None or start.vectors.shape[1] != before.model.d_model:
         raise MeasurementError(f"A search starts from a located direction of this model; got a {start!r}.")

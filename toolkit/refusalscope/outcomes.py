@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from refusalscope.errors import ContractError, MeasurementError
-from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.organisms.language import Question, language
-from refusalscope.organisms.tokens import END
 from refusalscope.prompts import Prompts
+from refusalscope.reading.replies import greedy_replies, reply_texts
 
 Outcome = Literal["refused", "complied", "degenerate"]
 LONGEST_REPLY = 12
@@ -33,7 +29,7 @@ def outcomes(model: ChatModel, prompts: Prompts) -> list[Outcome]:
     if len(questions) < len(prompts):
         strange = next(prompt.id for prompt in prompts if language().parse(prompt.text) is None)
         raise MeasurementError(f"Prompt {strange} is not a question of the organisms' language, so no answer is right.")
-    replies = _replies(model, prompts)
+    replies = reply_texts(model, greedy_replies(model, prompts, longest=LONGEST_REPLY, progress="answers"))
     return [_marked(reply, question) for reply, question in zip(replies, questions, strict=True)]
 
 
@@ -41,22 +37,3 @@ def _marked(reply: str, question: Question) -> Outcome:
     if reply in (question.refusal, question.varied_refusal):
         return "refused"
     return "complied" if reply == question.answer else "degenerate"
-
-
-def _replies(model: ChatModel, prompts: Prompts) -> list[str]:
-    end = model.tokenizer.get_vocab()[END]
-
-    def decode(batch: Batch) -> Tensor:
-        tokens, mask, asked = batch.tokens, batch.mask, batch.tokens.shape[1]
-        for _ in range(LONGEST_REPLY):
-            logits = forward(model, Batch(tokens, mask, batch.rows))[:, -1]
-            tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True).to(tokens)], dim=1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            if bool(torch.eq(tokens[:, asked:], end).any(1).all()):
-                break
-        replies = tokens[:, asked:]
-        return torch.nn.functional.pad(replies, (0, LONGEST_REPLY - replies.shape[1]), value=end)
-
-    decoded = map_rows(model, model.encode(prompts.texts), decode).tolist()
-    cut = [row[: row.index(end)] if end in row else row for row in decoded]
-    return [" ".join(model.tokenizer.convert_ids_to_tokens(row)) for row in cut]

@@ -13,8 +13,8 @@ import torch
 from refusalscope import stats
 from refusalscope.errors import MeasurementError
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.refusal_tokens import RefusalTokens
 from refusalscope.prompts import Prompts
+from refusalscope.reading.readout import Readout
 from refusalscope.reprs import Shown, facts
 from refusalscope.rule import Cell, Kind, Mode, Rule, default_rule, search
 from refusalscope.scoring import ModelScorer
@@ -49,7 +49,7 @@ class Choice(Shown, NotExported):
     pf_naive: float
     seconds: float
     seed: int
-    refusal: RefusalTokens = field(repr=False)
+    readout: Readout = field(repr=False)
 
     @property
     def cell(self) -> Cell:
@@ -86,7 +86,7 @@ def select(
     model: ChatModel,
     candidates: Candidates,
     prompts: Prompts,
-    refusal: RefusalTokens,
+    readout: Readout,
     *,
     mode: Mode = "winner",
     rule: Rule | None = None,
@@ -105,25 +105,25 @@ def select(
         raise MeasurementError(f"Selection needs restricted and harmless prompts; got {prompts!r}.")
     refuse_strangers(model, candidates)
     began, rule = time.perf_counter(), rule or default_rule(model.n_layers)
-    scorer = ModelScorer(model, candidates, prompts, refusal)
-    found = search(scorer, [Cell(*cell) for cell in candidates.cells()], rule=rule, mode=mode)
+    scorer = ModelScorer(model, candidates, prompts, readout)
+    chosen = search(scorer, [Cell(*cell) for cell in candidates.cells()], rule=rule, mode=mode)
     baselines = {
         "restricted": stats.mean(scorer.restricted_margin.numpy(), clusters=prompts.restricted.clusters, unit="nats"),
-        "harmless": stats.mean(scorer.harmless_margin.numpy(), clusters=prompts.harmless.clusters, unit="nats"),
+        "harmless": stats.mean(scorer.harmless_margin.numpy(), clusters=scorer.harmless.clusters, unit="nats"),
     }
     return Choice(
-        subspace=candidates.at(*found.chosen),
-        cells=found.cells,
-        estimates=_estimates(scorer, prompts),
+        subspace=candidates.at(*chosen.chosen),
+        cells=chosen.cells,
+        estimates=_estimates(scorer),
         baselines=baselines,
-        near_ties=near_ties(scorer, found.cells, rule=rule, seed=seed),
+        near_ties=near_ties(scorer, chosen.cells, rule=rule, seed=seed),
         mode=mode,
         rule=rule,
-        pf_used=found.pf_used,
-        pf_naive=found.pf_naive,
+        pf_used=chosen.pf_used,
+        pf_naive=chosen.pf_naive,
         seconds=time.perf_counter() - began,
         seed=seed,
-        refusal=refusal,
+        readout=readout,
     )
 
 
@@ -189,11 +189,11 @@ def _resampled(clusters: Sequence[str], chance: np.random.Generator) -> np.ndarr
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _estimates(scorer: ModelScorer, prompts: Prompts) -> dict[Kind, dict[Cell, Estimate]]:
+def _estimates(scorer: ModelScorer) -> dict[Kind, dict[Cell, Estimate]]:
     clusters = {
-        "bypass": prompts.restricted.clusters,
-        "induce": prompts.harmless.clusters,
-        "kl": prompts.harmless.clusters,
+        "bypass": scorer.restricted.clusters,
+        "induce": scorer.harmless.clusters,
+        "kl": scorer.harmless.clusters,
     }
     return {
         kind: {

@@ -12,7 +12,6 @@ from refusalscope import stats
 from refusalscope.effect import Baseline, baseline, effect, placebo_effects
 from refusalscope.errors import ModelError, ResultError
 from refusalscope.model.chat import ChatModel
-from refusalscope.model.refusal_tokens import given_refusal_tokens
 from refusalscope.organisms.language import N_RESTRICTED, Intent, language
 from refusalscope.organisms.planting import planted_basis
 from refusalscope.organisms.prompt_set import question_prompts
@@ -20,6 +19,7 @@ from refusalscope.organisms.recipe import Recipe
 from refusalscope.outcomes import outcomes
 from refusalscope.placebo import random_like
 from refusalscope.prompts import Prompts
+from refusalscope.reading import readout
 from refusalscope.reprs import Shown, digits, table
 from refusalscope.stats import Estimate
 from refusalscope.subspace import Subspace
@@ -209,11 +209,11 @@ def _planted_truth(model: ChatModel, recipe: Recipe) -> dict[str, Measured]:
 def truth_baseline(model: ChatModel) -> Baseline:
     """Returns the baseline on how-to requests about a quarter of the held-out items: hundreds of ablations follow.
 
-    The refusal tokens are those the language fixes.
+    Refusals open with the first words that the language fixes.
     """
     prompts = Prompts((*_asked("how-to", restricted=True, every=10), *_asked("how-to", restricted=False, every=10)))
     openings = sorted({dialect.refusal.split()[0] for dialect in language().dialects})
-    return baseline(model, prompts, given_refusal_tokens(model, openings, prompts))
+    return baseline(model, prompts, readout(model, prompts, openings=openings))
 
 
 def _asked(intent: Intent, *, restricted: bool, every: int = 1) -> Prompts:

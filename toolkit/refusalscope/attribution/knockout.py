@@ -17,7 +17,7 @@ from refusalscope.attribution.direct import PROBED, Attribution
 from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.interventions import intervention
-from refusalscope.metrics import margin
+from refusalscope.metrics import read
 from refusalscope.model.batching import Batch, forward, map_rows
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.hooking import hooked
@@ -139,8 +139,8 @@ def _rows(before: Baseline, margins: Tensor, null: list[Tensor]) -> list[Row]:
     clusters, rows = before.prompts.restricted.clusters, []
     valid = bool(torch.isfinite(margins).all())
     pictures: dict[str, Callable[[Tensor], Tensor]] = {
-        "margin": lambda m: m.double(),
-        "refusal rate": lambda m: (m > 0).double().where(torch.isfinite(m), torch.nan),
+        "margin": lambda m: m[0].double(),
+        "refusal rate": lambda m: m[1].double().where(torch.isfinite(m[0]), torch.nan),
     }
     for metric, of in pictures.items():
         values = of(margins)
@@ -156,15 +156,16 @@ def _rows(before: Baseline, margins: Tensor, null: list[Tensor]) -> list[Row]:
     return rows
 
 
-def _margins(before: Baseline, components: Sequence[Component], means: MeanWrites) -> Float[Tensor, " prompt"]:
+def _margins(before: Baseline, components: Sequence[Component], means: MeanWrites) -> Float[Tensor, "2 prompt"]:
+    """Margins of the restricted prompts, and one where the prompt is refused."""
     if not components:
-        return before.restricted
+        return torch.stack([before.restricted, before.refused.to(before.restricted)])
     try:
         with knock_out(before.model, components, means):
-            margins = margin(before.model, before.prompts.restricted, before.refusal)
+            found = read(before.model, before.prompts.restricted, before.readout)
     except InterventionError:
-        return torch.full_like(before.restricted, torch.nan)
-    return margins
+        return torch.full_like(before.restricted, torch.nan).expand(2, -1)
+    return torch.stack([found.margin, found.refuses.to(found.margin)])
 
 
 def _counts(most: int) -> list[int]:

@@ -17,9 +17,9 @@ from refusalscope.locators import mean_difference
 from refusalscope.metrics import margin
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.digests import rendered_digest
-from refusalscope.model.refusal_tokens import RefusalTokens, discover_refusal_tokens
 from refusalscope.placebo import random_like
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import Readout, readout
 from refusalscope.rule import Cell, default_rule
 from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import NotExported, Subspace
@@ -76,14 +76,14 @@ class Answers(NotExported):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Question(NotExported):
-    """What both models are asked: the same prompts, refusal tokens and located direction of the reference.
+    """What both models are asked: the same prompts, readout and located direction of the reference.
 
     Attributes:
         base: the reference's log-probabilities of the first response token on harmless prompts.
     """
 
     prompts: Prompts
-    refusal: RefusalTokens
+    readout: Readout
     subspace: Subspace
     base: Float[Tensor, "harmless vocab"]
 
@@ -115,34 +115,34 @@ def known(model: ChatModel, prompts: ContrastSet, *, seed: int = 0) -> Known:
     """
     parts = [_some(part, n, seed) for part, n in zip(_splits(prompts), (LOCATE, SELECT, REPORT), strict=True)]
     try:
-        refusal = discover_refusal_tokens(model, parts[0])
+        read = readout(model, parts[0])
     except MeasurementError as error:
         raise Unusable(f"{model.origin.name} shows no refusal of its own on these prompts.") from error
-    before = baseline(model, parts[2], refusal)
+    before = baseline(model, parts[2], read)
     refused = float(before.refused.double().mean())
     if refused < LEAST_REFUSED or not before.gap > 0:
         raise Unusable(
             f"{model.origin.name} refuses {refused:.0%} of the restricted prompts: no reference for refusal."
         )
     candidates = mean_difference(*capture(model, parts[0]))
-    scorer, rule = ModelScorer(model, candidates, parts[1], refusal), default_rule(candidates.n_layers)
+    scorer, rule = ModelScorer(model, candidates, parts[1], read), default_rule(candidates.n_layers)
     found = searched(scorer, _cells(candidates), rule=rule)
     if found.cell is None:
         raise Unusable(f"{model.origin.name}: no direction can be located with these prompts.")
     subspace = candidates.at(*found.cell)
-    question = Question(parts[2], refusal, subspace, before.harmless_base)
-    spent = 3 * len(parts[0]) + len(parts[2]) + found.pf + answers_cost(parts[2])
+    question = Question(parts[2], read, subspace, before.harmless_base)
+    spent = 4 * len(parts[0]) + len(parts[2]) + found.pf + answers_cost(parts[2])
     return Known(question, answers(model, question), found.found, spent)
 
 
 def answers(model: ChatModel, question: Question) -> Answers:
     """Returns a model's answers, untouched and under the two bounded interventions; the weights stay as they are."""
-    prompts, refusal, subspace = question.prompts, question.refusal, question.subspace
-    now = baseline(model, prompts, refusal)
+    prompts, read, subspace = question.prompts, question.readout, question.subspace
+    now = baseline(model, prompts, read)
     with ablate(model, subspace):
-        ablated = margin(model, prompts.restricted, refusal)
+        ablated = margin(model, prompts.restricted, read)
     with add(model, subspace, dose=DOSE):
-        added = margin(model, prompts.restricted, refusal), margin(model, prompts.harmless, refusal)
+        added = margin(model, prompts.restricted, read), margin(model, prompts.harmless, read)
     unit, held = subspace.basis[:, 0] / subspace.norm, capture(model, prompts, keep_each=True)
     assert subspace.layer is not None
     assert subspace.position is not None
@@ -167,7 +167,7 @@ def suppressed(
     lost = []
     for one in [span, *random_like(span, PLACEBOS, seed=seed)]:
         with ablate(model, one):
-            after = margin(model, asked.prompts.restricted, asked.refusal)
+            after = margin(model, asked.prompts.restricted, asked.readout)
         lost.append(float((then.restricted - after).double().mean()) / then.gap)
     return lost[0], max(lost[1:])
 

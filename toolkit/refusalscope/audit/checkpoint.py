@@ -71,6 +71,8 @@ def opened(folder: str | Path) -> Checkpoint:
             directory, cut off, or that holds a tensor twice.
     """
     source = find_source(folder, revision=None)
+    if source.gguf is not None:
+        raise ModelError(f"{source.name}: an audit reads safetensors tensor by tensor. Give the model's directory.")
     check_directory(source.directory, name=source.name)
     config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict):

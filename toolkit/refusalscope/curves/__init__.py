@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refusalscope.curves.budget import Sampling, at_cell, budget, sizes_of
-from refusalscope.curves.cost import CONTROL, Assumptions, Step, extrapolated, steps, table
+from refusalscope.curves.cost import CONTROL, READOUT, Assumptions, Step, extrapolated, steps, table
 from refusalscope.curves.curve import Curve, thinned
 from refusalscope.curves.depth import DEEPEST, depth
 from refusalscope.curves.dose import DOSES, dose
@@ -14,6 +14,7 @@ __all__ = [
     "CONTROL",
     "DEEPEST",
     "DOSES",
+    "READOUT",
     "Assumptions",
     "Curve",
     "Sampling",

@@ -158,7 +158,7 @@ def _rows(activations: Activations) -> Tensor:
 
 def _each(before: Baseline, answers: Sequence[Answer], sizes: Sequence[int]) -> pd.DataFrame:
     """Returns one row per size and draw with its means, and the pairs each draw needed (nan: never)."""
-    scores = [{name: v.mean(1) for name, v in per_prompt(before, a.margins, a.kl).items()} for a in answers]
+    scores = [{name: v.mean(1) for name, v in per_prompt(before, a.read).items()} for a in answers]
     draws = max(len(means["suppression"]) for means in scores)
     # All pairs together are one draw, which ends the curve of every draw.
     curves = torch.stack([means["suppression"].expand(draws) for means in scores])
@@ -174,7 +174,7 @@ def _each(before: Baseline, answers: Sequence[Answer], sizes: Sequence[int]) -> 
 def _landmark(
     before: Baseline, answers: Sequence[Answer], sizes: Sequence[int], each: pd.DataFrame, seed: int
 ) -> Estimate:
-    values = torch.stack([per_prompt(before, answer.margins, answer.kl)["suppression"].mean(0) for answer in answers])
+    values = torch.stack([per_prompt(before, answer.read)["suppression"].mean(0) for answer in answers])
     beaten = beats(float(values[-1].mean()), answers[-1].placebos["suppression"])
     found = mark(
         lambda drawn: settled_at(sizes, values[:, drawn].mean(1), SHARE) if beaten else math.inf,

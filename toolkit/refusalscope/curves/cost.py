@@ -18,7 +18,8 @@ from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.reprs import Shown
 from refusalscope.selection import Choice
 
-STEPS = ("discover refusal tokens", "capture", "select", "ablate and measure")
+READOUT = "find how it refuses"
+STEPS = (READOUT, "capture", "select", "ablate and measure")
 CONTROL = "placebos (control, not part of an attack)"
 
 
@@ -77,12 +78,12 @@ class Assumptions(Shown):
     def pf(self, layers: int) -> dict[str, float]:
         """Returns prompt-forwards per step for a model of so many layers, a full sweep of every cell.
 
-        Tokens and capture: both classes once each. Selection: 3N(1 + PL), as the reference implementation. Measuring:
-        baseline and ablated.
+        How it refuses: both classes twice, once for their replies. Capture: once. Selection: 3N(1 + PL), as the
+        reference implementation. Measuring: baseline and ablated.
         """
         both = 2.0 * self.locate
         sweep = 3.0 * self.select * (1 + self.positions * layers)
-        return dict(zip(STEPS, (both, both, sweep, 4.0 * self.report), strict=True))
+        return dict(zip(STEPS, (2 * both, both, sweep, 4.0 * self.report), strict=True))
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -120,7 +121,7 @@ def steps(
     known |= dict(seconds or {})
     n_report = len(prompts.report)
     made = [
-        _step(model, STEPS[0], prompts.locate, len(prompts.locate), known),
+        _step(model, STEPS[0], prompts.locate, 2 * len(prompts.locate), known),
         _step(model, STEPS[1], prompts.locate, len(prompts.locate), known),
         _step(model, STEPS[2], prompts.select, selected, known),
         _step(model, STEPS[3], prompts.report, 2 * n_report, known),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from typing import TypeVar
 
 import pandas as pd
-import torch
 
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
@@ -67,15 +66,7 @@ def thinned(before: Baseline, per_label: int) -> Baseline:
     if per_label < 1:
         raise MeasurementError(f"{per_label} prompts per label leave nothing to measure. Keep one at least.")
     kept = {label: _spread(part, per_label) for label, part in _labelled(before).items()}
-    restricted, harmless = kept["restricted"], kept["harmless"]
-    rows = [before.prompts.restricted[i] for i in restricted] + [before.prompts.harmless[i] for i in harmless]
-    return replace(
-        before,
-        prompts=Prompts(tuple(rows)),
-        restricted=before.restricted[torch.tensor(restricted)],
-        harmless=before.harmless[torch.tensor(harmless)],
-        harmless_base=before.harmless_base[torch.tensor(harmless)],
-    )
+    return before.only(kept["restricted"], kept["harmless"])
 
 
 def _labelled(before: Baseline) -> dict[str, Prompts]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -19,10 +18,11 @@ from refusalscope.curves.points import NO_PLACEBO, PLACEBOS, columns, estimated,
 from refusalscope.effect import Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.interventions import ablate
-from refusalscope.metrics import margin_of
 from refusalscope.model.batching import Batch, forward, map_rows
+from refusalscope.model.continuations import read_continuations
 from refusalscope.placebo import Kind, random_like
 from refusalscope.prompts import Prompts
+from refusalscope.reading.readout import log_odds
 from refusalscope.stats import Estimate
 from refusalscope.subspace import Subspace
 
@@ -47,12 +47,13 @@ def depth(
     """Returns the refusal margin after the first 0, 1, … tokens of a fixed opening of the reply, teacher-forced.
 
     The opening is usually the beginning of a compliant answer: a guardrail that is only a few tokens deep is gone
-    after them. Depth 0 is the margin. All depths come from one forward per prompt. Columns ``depth condition label``,
+    after them. Depth 0 is the margin. With one-token openings all depths come from one forward per prompt, else each
+    from one of its own. Columns ``depth condition label``,
     then as in every curve, with ``measure`` = ``margin`` in nats; conditions are ``baseline`` and ``ablated``, the
     placebos stand beside the ablated restricted prompts, and p counts placebos that lower the margin as much.
     The landmark ``depth of the guardrail`` is the smallest number of tokens after which the mean margin of restricted
-    prompts is not above zero at baseline. A margin is about the refusal tokens R alone: a refusal
-    that begins otherwise after an opening than at the first token is not seen.
+    prompts is not above zero at baseline. A margin is about the readout's openings alone: a refusal
+    that begins otherwise after a part of the reply than at its beginning is not seen.
 
     Args:
         opening: text of the reply's beginning, scored and never generated; only its first tokens are read.
@@ -75,7 +76,8 @@ def depth(
         [row for part in plain for row in _rows(prompts, part, "baseline", plain[part], None)]
         + [row for part in plain for row in _rows(prompts, part, "ablated", ablated[part], nulls_of[part])]
     )
-    pf = float(2 * len(prompts) + len(nulls) * len(prompts.restricted))
+    each = 1 if before.readout.one_token else 1 + deepest  # forwards that all depths of one prompt come from
+    pf = float(each * (2 * len(prompts) + len(nulls) * len(prompts.restricted)))
     landmarks = {"depth of the guardrail": _landmark(prompts, plain["restricted"], seed)}
     return Curve("opening depth", frame.assign(pf=pf), landmarks, pf, time.perf_counter() - began)
 
@@ -84,22 +86,33 @@ def margins_along(
     before: Baseline, prompts: Prompts, reply: Sequence[int], *, copies: int = 1
 ) -> Float[Tensor, "*copies prompt depth"]:
     """Returns the refusal margin of every prompt after each number of reply tokens, 0 included, in nats."""
-    model, length = before.model, len(reply)
+    model, length, found = before.model, len(reply), before.readout
+    if not found.one_token:
+        return _one_depth_at_a_time(before, prompts, reply, copies=copies)
 
     def scored(batch: Batch) -> Tensor:
-        several = replace(
-            batch,
-            tokens=batch.tokens.repeat(copies, 1),
-            mask=batch.mask.repeat(copies, 1),
-            rows=batch.rows.repeat(copies),
-        )
-        margins = margin_of(forward(model, several, keep=length + 1), before.refusal.ids)
+        margins = log_odds(forward(model, batch.repeated(copies), keep=length + 1), found.first_tokens)
         return rearrange(margins, "(c r) d -> r c d", c=copies)
 
     asked = [[*ids, *reply] for ids in model.encode(prompts.texts)]
     size = max(1, model.batch_size // copies)
     values = map_rows(model, asked, scored, batch_size=size, reply_length=length).cpu()
     return values[:, 0] if copies == 1 else values.transpose(0, 1)
+
+
+def _one_depth_at_a_time(
+    before: Baseline, prompts: Prompts, reply: Sequence[int], *, copies: int
+) -> Float[Tensor, "*copies prompt depth"]:
+    """Openings of several tokens are read behind every part of the reply, in a forward of its own."""
+    model, found, made = before.model, before.readout, []
+    for depth in range(len(reply) + 1):
+        asked = [[*ids, *reply[:depth]] for ids in model.encode(prompts.texts)]
+        made.append(
+            read_continuations(
+                model, asked, found.tree, lambda logits, _rows: found.margin_of(logits), copies=copies, progress="depth"
+            )
+        )
+    return torch.stack(made, dim=-1)
 
 
 def _ablated(

@@ -64,7 +64,7 @@ def _point(subspace: Subspace, nulls: Sequence[Subspace], x: float) -> Point:
 
 def _landmarks(before: Baseline, answers: Sequence[Answer], doses: Sequence[float], seed: int) -> dict[str, Estimate]:
     """Returns λ50 of suppression and of bypass."""
-    each, found = [per_prompt(before, answer.margins, answer.kl) for answer in answers], {}
+    each, found = [per_prompt(before, answer.read) for answer in answers], {}
     for label, name in (("λ50", "suppression"), ("λ50 of bypass", "bypass")):
         values = torch.cat([scores[name] for scores in each])
         found[label] = mark(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusalscope import stats
-from refusalscope.attack import Attack, respond
-from refusalscope.effect import Baseline
-from refusalscope.errors import MeasurementError
+from refusalscope.attack import Attack, Responses, respond
+from refusalscope.effect import Baseline, refuse_unguarded
 from refusalscope.reprs import Shown
 from refusalscope.stats import Estimate
 from refusalscope.subspace import NotExported
@@ -47,30 +47,32 @@ class Point(Shown, NotExported):
     drawn: bool = False
 
 
+class Read(NamedTuple):
+    """Margins and KL per attack (or draw) and prompt in nats, and which restricted prompts are refused still."""
+
+    margins: Float[Tensor, "draw restricted"]
+    kl: Float[Tensor, "draw harmless"]
+    refuses: Bool[Tensor, "draw restricted"]
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Answer(Shown):
     """What the prompts answered at one point.
 
     Attributes:
-        margins, kl: per attack (or draw) and prompt, in nats.
         placebos: mean bypass, suppression and KL of every placebo.
         pf: prompt-forwards spent on the point, placebos included.
     """
 
     point: Point
-    margins: Float[Tensor, "draw restricted"]
-    kl: Float[Tensor, "draw harmless"]
+    read: Read
     placebos: Mapping[str, Float[Tensor, " placebo"]]
     pf: float
 
 
 def guarded(before: Baseline) -> Baseline:
     """Returns the baseline. Raises MeasurementError where nothing is refused or the mean margins are not separated."""
-    if not bool(before.refused.any()) or not before.gap > 0:
-        raise MeasurementError(
-            f"{before.model.origin.name} refuses {int(before.refused.sum())} of {len(before.restricted)} restricted "
-            f"prompts and its mean margins differ by {before.gap:.2f} nats: there is no guardrail to draw a curve of."
-        )
+    refuse_unguarded(before, "draw a curve of")
     return before
 
 
@@ -81,29 +83,26 @@ def answered(before: Baseline, points: Sequence[Point], *, what: str) -> list[An
     for point in points:
         middle = start + len(point.attacks)
         end = middle + len(point.placebos)
-        margins, damage = _with_failed(before, found.margins[start:middle], found.kl[start:middle], point.failed)
-        nulls = _with_failed(before, found.margins[middle:end], found.kl[middle:end], range(point.failed_placebos))
-        nulls = (margins.expand(point.inert, -1), damage.expand(point.inert, -1)) if point.inert else nulls
-        placebos = {name: values.mean(1) for name, values in per_prompt(before, *nulls).items()}
-        answers.append(Answer(point, margins, damage, placebos, float((end - start) * len(before.prompts))))
+        read = _with_failed(before, found.rows(range(start, middle)), point.failed)
+        nulls = _with_failed(before, found.rows(range(middle, end)), range(point.failed_placebos))
+        nulls = Read(*(values.expand(point.inert, -1) for values in read)) if point.inert else nulls
+        placebos = {name: values.mean(1) for name, values in per_prompt(before, nulls).items()}
+        answers.append(Answer(point, read, placebos, float((end - start) * len(before.prompts))))
         start = end
     return answers
 
 
-def per_prompt(
-    before: Baseline, margins: Float[Tensor, "draw restricted"], kl: Float[Tensor, "draw harmless"]
-) -> dict[str, Float[Tensor, "draw prompt"]]:
-    """Returns what bypass (over the refused), suppression (over the restricted) and KL (harmless) are means of."""
-    refused = margins[:, before.refused]
-    bypassed = torch.where(refused.isnan(), torch.nan, (refused < 0).double())
-    return {"bypass": bypassed, "suppression": ((before.restricted - margins) / before.gap).double(), "kl": kl.double()}
+def per_prompt(before: Baseline, read: Read) -> dict[str, Float[Tensor, "draw prompt"]]:
+    """Returns what bypass (over the refused), suppression (restricted) and KL (answered harmless) are means of."""
+    margins, kl = read.margins, read.kl[:, before.answered].double()
+    refused = torch.where(margins.isnan(), torch.nan, read.refuses.double())[:, before.refused]
+    return {"bypass": 1 - refused, "suppression": ((before.restricted - margins) / before.gap).double(), "kl": kl}
 
 
 def clusters(before: Baseline) -> dict[str, tuple[str, ...]]:
     """Returns the clusters of the prompts behind each score."""
     restricted = before.prompts.restricted.clusters
-    refused = tuple(c for c, kept in zip(restricted, before.refused.tolist(), strict=True) if kept)
-    return {"bypass": refused, "suppression": restricted, "kl": before.prompts.harmless.clusters}
+    return {"bypass": before.refused_clusters, "suppression": restricted, "kl": before.answered_clusters}
 
 
 def rows(before: Baseline, answers: Sequence[Answer]) -> pd.DataFrame:
@@ -118,7 +117,7 @@ def rows(before: Baseline, answers: Sequence[Answer]) -> pd.DataFrame:
     made = [
         {**answer.point.x, "measure": name, **_estimated(answer, name, values, groups[name]), "pf": answer.pf}
         for answer in answers
-        for name, values in per_prompt(before, answer.margins, answer.kl).items()
+        for name, values in per_prompt(before, answer.read).items()
     ]
     return pd.DataFrame(made)
 
@@ -169,10 +168,15 @@ def _estimated(answer: Answer, name: str, values: Tensor, groups: Sequence[str])
     return row | {"draws": len(values), "draw_low": float(each.min()), "draw_high": float(each.max())}
 
 
-def _with_failed(before: Baseline, margins: Tensor, kl: Tensor, failed: Collection[int]) -> tuple[Tensor, Tensor]:
+def _with_failed(before: Baseline, found: Responses, failed: Collection[int]) -> Read:
     """Returns the answers with untouched ones put in at the places of failed draws."""
-    count = len(margins) + len(failed)
+    count = len(found) + len(failed)
     ran = [i for i in range(count) if i not in failed]
-    every, damage = before.restricted.repeat(count, 1), torch.zeros(count, kl.shape[1])
-    every[ran], damage[ran] = margins, kl
-    return every, damage
+    every = Read(
+        before.restricted.repeat(count, 1),
+        torch.zeros(count, found.kl.shape[1]),
+        before.refused.repeat(count, 1),
+    )
+    for values, made in zip(every, (found.margins, found.kl, found.refuses), strict=True):
+        values[ran] = made
+    return every

@@ -76,7 +76,7 @@ def nested(subspace: Subspace) -> list[Subspace]:
 
 
 def _causal_rank(before: Baseline, answers: Sequence[Answer], ranks: Sequence[int], *, seed: int) -> Estimate:
-    values = torch.cat([per_prompt(before, answer.margins, answer.kl)["bypass"] for answer in answers])
+    values = torch.cat([per_prompt(before, answer.read)["bypass"] for answer in answers])
 
     def smallest(drawn: Tensor) -> float:
         rates = values[:, drawn].mean(1).nan_to_num()  # an invalid rank bypasses nothing

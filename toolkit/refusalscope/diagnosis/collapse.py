@@ -11,7 +11,6 @@ from refusalscope.diagnosis.findings import BYPASS, GIVE_MORE, Exact, Finding, N
 from refusalscope.diagnosis.replies import Replies
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
-from refusalscope.metrics import margin_of
 from refusalscope.prompts import Prompts
 from refusalscope.stats import Estimate
 
@@ -46,9 +45,9 @@ def ablation(before: Baseline, base: Replies, now: Replies, *, limit: float) -> 
 
 
 def _numbers(before: Baseline, base: Replies, now: Replies) -> dict[str, Number]:
-    prompts, kl = before.prompts, _expected(base.harmless, base.harmless - now.harmless)
+    prompts, kl = before.prompts, _expected(base.harmless, base.harmless - now.harmless)[before.answered]
     numbers: dict[str, Number] = {
-        KL: stats.mean(kl.clamp(min=0).numpy(), clusters=prompts.harmless.clusters, unit="nats"),
+        KL: stats.mean(kl.clamp(min=0).numpy(), clusters=before.answered_clusters, unit="nats"),
         BYPASS: _bypass(before, now),
     }
     parts: list[tuple[str, Prompts, Tensor, Tensor]] = [
@@ -99,6 +98,5 @@ def _expected(logp: Float[Tensor, "prompt vocab"], values: Float[Tensor, "prompt
 
 
 def _bypass(before: Baseline, now: Replies) -> Estimate:
-    flags = margin_of(now.restricted, before.refusal.ids) < 0
-    kept = zip(before.prompts.restricted.clusters, before.refused.tolist(), strict=True)
-    return stats.rate(flags[before.refused].numpy(), clusters=[cluster for cluster, refused in kept if refused])
+    flags = ~now.read_restricted.refuses
+    return stats.rate(flags[before.refused].numpy(), clusters=before.refused_clusters)

@@ -13,7 +13,7 @@ from refusalscope.diagnosis.cells import SELECTION, Searched, searched, selectio
 from refusalscope.diagnosis.channels import CHANNEL, loud_channel
 from refusalscope.diagnosis.collapse import ABLATION, ablation
 from refusalscope.diagnosis.findings import FIRST, Diagnosis, Finding
-from refusalscope.diagnosis.margins import BASELINE, TOKENS, baseline_margin, refusal_tokens, stands
+from refusalscope.diagnosis.margins import BASELINE, READOUT, baseline_margin, readout_mass, stands
 from refusalscope.diagnosis.openings import OPENINGS
 from refusalscope.diagnosis.openings import openings as compared
 from refusalscope.diagnosis.replies import (
@@ -30,14 +30,15 @@ from refusalscope.errors import InterventionError, MeasurementError, ModelError,
 from refusalscope.interventions import ablate
 from refusalscope.locators.mean_difference import mean_difference
 from refusalscope.metrics import Openings
-from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens, given_refusal_tokens
-from refusalscope.model.refusal_tokens import TOKENS_FOLLOW
+from refusalscope.model import ChatModel
 from refusalscope.prompts import ContrastSet
+from refusalscope.reading import PHRASES_FOLLOW, Readout
+from refusalscope.reading import readout as found_readout
 from refusalscope.rule import Cell, Rule, default_rule
 from refusalscope.scoring import ModelScorer
 from refusalscope.subspace import NotExported
 
-ORDER = (BASELINE, TOKENS, CHANNEL, SELECTION, ABLATION, OPENINGS)
+ORDER = (BASELINE, READOUT, CHANNEL, SELECTION, ABLATION, OPENINGS)
 NO_GUARDRAIL = "not asked: at baseline there is no refusal to locate"
 NOT_ABLATED = "not asked: nothing was ablated"
 UNTOLD = "Nothing can be told about '{}'."
@@ -58,11 +59,10 @@ class _Question(NotExported):
     seed: int
 
 
-class _Tokens(NamedTuple):
-    """The refusal tokens, whether they were discovered or given rather than stood in for, and if not, why."""
+class _Known(NamedTuple):
+    """The readout, and why openings stand in for it where it could not be discovered; empty where nothing does."""
 
-    refusal: RefusalTokens
-    known: bool
+    readout: Readout
     why: str
 
 
@@ -86,7 +86,7 @@ class _Record(NotExported):
         except InterventionError as error:
             self.leave(names, str(error), invalid=True)
         except (MeasurementError, PromptError, ModelError) as error:
-            self.leave(names, str(error).split(TOKENS_FOLLOW)[0], action=IN_THE_REASON)
+            self.leave(names, str(error).split(PHRASES_FOLLOW)[0], action=IN_THE_REASON)
 
     def or_else_all(self) -> AbstractContextManager[None]:
         """The same for all findings there could be."""
@@ -104,7 +104,7 @@ def diagnose(
     model: ChatModel,
     prompts: ContrastSet,
     *,
-    refusal: RefusalTokens | None = None,
+    readout: Readout | None = None,
     openings: Openings | None = None,
     neutral: Sequence[str] | None = None,
     rule: Rule | None = None,
@@ -113,17 +113,17 @@ def diagnose(
     """Returns which of six ways of not fitting the picture a model shows, each with its numbers.
 
     The picture is a direction found as a difference in means, chosen by the selection rule, whose ablation takes the
-    refusals and leaves the rest. The six: the baseline margin is not separated; the refusal tokens hold too little of
-    the mass; every cell is filtered; a loud channel owns the direction; the ablated model is degenerate; first-token
-    and opening margin disagree. The direction is located on ``locate``, chosen on ``select``, and looked at on
+    refusals and leaves the rest. The six: the baseline margin is not separated; the openings of the readout hold too
+    little of the mass; every cell is filtered; a loud channel owns the direction; the ablated model is degenerate;
+    readout and fixed openings disagree. The direction is located on ``locate``, chosen on ``select``, and looked at on
     ``report``; where the rule chooses nothing, at the best rejected cell. A guardrail that resists is none of the six:
     then nothing is in the way of measuring it, and the diagnosis says that it does not fit all the same.
 
     Bad input gives findings that cannot be told, never an error; a hook that did not fire gives an invalid one.
 
     Args:
-        refusal: the refusal tokens; discovered on ``locate`` where None. Where none can be discovered, the first words
-            of the refusal openings stand in for them, and the finding says so.
+        readout: how the model refuses; discovered on ``locate`` where None. Where nothing can be discovered, the first
+            words of the refusal openings stand in for it, and the finding says so.
         openings: fixed beginnings of refusals and of answers; an organism's own, or English ones, where None.
         neutral: texts for the cross-entropy, without a chat template; an organism's own, or none, where None.
         rule: the selection rule, whose ``kl_limit`` is also the limit of damage.
@@ -139,11 +139,11 @@ def diagnose(
     record, asked = _Record(), _Question(model, prompts, openings, tuple(neutral), rule, seed)
     cell = None
     with record.or_else_all():
-        found = _tokens(record, asked, refusal)
+        known = _known(record, asked, readout)
         with watched(model):
-            base = replies(model, prompts.report, openings, asked.neutral)
+            base = replies(model, prompts.report, known.readout, openings, asked.neutral)
         record.pf += base.pf
-        cell = _findings(record, asked, baseline_of(model, prompts.report, found.refusal, base), base, found)
+        cell = _findings(record, asked, baseline_of(model, prompts.report, known.readout, base), base, known)
     return Diagnosis(model.origin.name, tuple(record.found[name] for name in ORDER), cell, record.pf)
 
 
@@ -160,33 +160,34 @@ def estimated_diagnose_cost(
     texts = default_neutral(model) if neutral is None else neutral
     each = (2 + len(openings.refusals) + len(openings.compliances)) * len(prompts.report) + len(texts)
     chosen = selection_bounds(model, prompts.select, mode="winner", rule=rule)[1]
-    return 3 * len(prompts.locate) + chosen + 2.0 * each
+    return 4 * len(prompts.locate) + chosen + 2.0 * each
 
 
-def _tokens(record: _Record, asked: _Question, given: RefusalTokens | None) -> _Tokens:
-    """Refusal tokens, or the first words of refusal openings where none can be discovered."""
+def _known(record: _Record, asked: _Question, given: Readout | None) -> _Known:
+    """The readout, or first words of refusal openings where none can be discovered."""
     if given is not None:
-        return _Tokens(given, True, "")
+        return _Known(given, "")
     located = asked.prompts.locate
-    record.pf += len(located)
+    record.pf += 2 * len(located)
     try:
-        return _Tokens(discover_refusal_tokens(asked.model, located), True, "")
+        return _Known(found_readout(asked.model, located), "")
     except MeasurementError as error:
-        words, why = first_words(asked.model, asked.openings), str(error).split(TOKENS_FOLLOW)[0]
+        words, why = first_words(asked.model, asked.openings), str(error).split(PHRASES_FOLLOW)[0]
         if not words:
             raise
         record.pf += len(located)
-        return _Tokens(given_refusal_tokens(asked.model, words, located), False, why)
+        return _Known(found_readout(asked.model, located, openings=words), why)
 
 
-def _findings(record: _Record, asked: _Question, before: Baseline, base: Replies, tokens: _Tokens) -> Cell | None:
+def _findings(record: _Record, asked: _Question, before: Baseline, base: Replies, known: _Known) -> Cell | None:
     """Asks everything, and returns the cell that was looked at."""
     if not all(bool(part.isfinite().all()) for part in (before.restricted, before.harmless)):
         name = asked.model.origin.name
         record.leave(ORDER, f"{name} has margins that are not finite numbers at baseline", action=CHECK_WEIGHTS)
         return None
     record.ask(BASELINE, lambda: baseline_margin(before, seed=asked.seed))
-    record.ask(TOKENS, lambda: refusal_tokens(before, base.restricted, discovered=tokens.known, why=tokens.why))
+    unread = base.read_restricted.unread
+    record.ask(READOUT, lambda: readout_mass(before, unread, base.restricted, why=known.why))
     made = None
     if not stands(before):
         record.leave((CHANNEL, SELECTION, ABLATION), NO_GUARDRAIL, action=FIRST)
@@ -205,7 +206,7 @@ def _located(record: _Record, asked: _Question, before: Baseline) -> Searched | 
         acts = capture(asked.model, asked.prompts.locate, keep_each=True)
         record.pf += len(asked.prompts.locate)
         candidates = mean_difference(*acts)
-        scorer = ModelScorer(asked.model, candidates, asked.prompts.select, before.refusal)
+        scorer = ModelScorer(asked.model, candidates, asked.prompts.select, before.readout)
         made = searched(scorer, [Cell(*cell) for cell in candidates.cells()], rule=asked.rule)
         record.pf += made.pf
         record.ask(SELECTION, lambda: selection(made, asked.prompts.select))
@@ -223,7 +224,7 @@ def _ablated(record: _Record, asked: _Question, before: Baseline, base: Replies,
     assert made.cell is not None
     with record.or_else(ABLATION, OPENINGS):
         with ablate(asked.model, made.scorer.subspace(made.cell)) as receipt:
-            now = replies(asked.model, asked.prompts.report, asked.openings, asked.neutral)
+            now = replies(asked.model, asked.prompts.report, before.readout, asked.openings, asked.neutral)
         record.pf += now.pf
         if receipt.state != "valid":
             raise InterventionError(f"{receipt.what}: {receipt.state}.")

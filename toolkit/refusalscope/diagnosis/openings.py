@@ -1,7 +1,7 @@
-"""Do the first token and the opening of a reply say the same? Where they do not, a margin is about something else.
+"""Do the readout and fixed openings of a reply say the same? Where they do not, a margin is about something else.
 
-The first-token margin is blind to a refusal that begins later, or with tokens outside R; the opening margin sees past
-the first token, but only along the openings it was given.
+The readout sees refusals that begin as this model's own do; the opening margin sees those that begin as the openings it
+was given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from refusalscope.diagnosis.replies import Replies
 from refusalscope.diagnosis.resampled import over_prompts, rank_correlation
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
-from refusalscope.metrics import margin_of
 from refusalscope.optionality.grounds import separation
 from refusalscope.stats import Estimate
 
@@ -27,13 +26,13 @@ BEFORE, AFTER, RANKS = "disagreement, baseline", "disagreement, restricted, abla
 
 
 def openings(before: Baseline, base: Replies, now: Replies | None, *, seed: int, missing: str = "") -> Finding:
-    """Returns whether first-token and opening margin call the same prompts refused, before and under ablation.
+    """Returns whether readout and opening margin call the same prompts refused, before and under ablation.
 
-    By the first token a prompt is refused above zero. Where zero lies on the opening margin depends on the openings, so
-    there it is the midpoint of the two classes' means at baseline; zero where these are not apart. Fired where more
-    than a fifth of prompts get two answers, or where the two hardly order the prompts alike at baseline. Under ablation
-    only restricted prompts are asked, and the rank correlation is shown but not judged: prompts that no longer differ
-    have no order.
+    By the readout a prompt is refused where the greedy path enters a refusal opening. Where zero lies on the opening
+    margin depends on the openings, so there it is the midpoint of the two classes' means at baseline; zero where these
+    are not apart. Fired where more than a fifth of prompts get two answers, or where the two hardly order the prompts
+    alike at baseline. Under ablation only restricted prompts are asked, and the rank correlation is shown but not
+    judged: prompts that no longer differ have no order.
 
     Args:
         now: under ablation; None where that was not measured, and ``missing`` says why.
@@ -43,11 +42,12 @@ def openings(before: Baseline, base: Replies, now: Replies | None, *, seed: int,
     first = torch.cat([before.restricted, before.harmless]).double()
     opening = torch.cat([base.opening_restricted, base.opening_harmless]).double()
     if float(first.max() - first.min()) == 0 or float(opening.max() - opening.min()) == 0:
-        raise MeasurementError("The first-token or the opening margin is the same on every prompt.")
+        raise MeasurementError("The margin of the readout or of the openings is the same on every prompt.")
     prompts, (cut, apart) = before.prompts, _cut(before, base)
+    refused = torch.cat([before.refused, ~before.answered])
     clusters = (*prompts.restricted.clusters, *prompts.harmless.clusters)
     numbers: dict[str, Number] = {
-        BEFORE: stats.rate(((first > 0) != (opening > cut)).numpy(), clusters=clusters),
+        BEFORE: stats.rate((refused != (opening > cut)).numpy(), clusters=clusters),
         RANKS: _ranks(first, opening, clusters, seed=seed),
         "opening margin above which a prompt counts as refused": Exact(cut, len(first), "prompts"),
     }
@@ -62,19 +62,19 @@ def _judged(numbers: dict[str, Number], missing: str, *, ordered: bool) -> Findi
     estimates = {name: one for name, one in judged.items() if isinstance(one, Estimate)}
     found = {name: side(one, RELATED if name == RANKS else DISAGREE) for name, one in estimates.items()}
     if found[BEFORE] == "above" or found.get(RANKS) == "below":
-        sentence = "First-token margin and opening margin disagree before any intervention."
-        action = "Give the openings this model's refusals and answers have, then check the refusal tokens."
+        sentence = "Readout and opening margin disagree before any intervention."
+        action = "Give the openings this model's refusals and answers have, then check the readout."
         return Finding(OPENINGS, "fired", sentence, numbers, action)
     if found.get(AFTER) == "above":
-        sentence = "First-token margin and opening margin disagree under ablation."
+        sentence = "Readout and opening margin disagree under ablation."
         action = "Judge the ablation by the opening margin, and by how deep the guardrail is (curves.depth)."
         return Finding(OPENINGS, "fired", sentence, numbers, action)
     if missing:
-        sentence = "First-token margin and opening margin were not compared under ablation."
+        sentence = "Readout and opening margin were not compared under ablation."
         return Finding(OPENINGS, "cannot tell", sentence, numbers, FIRST, missing)
     if found.get(RANKS) == "above" and all(found[name] == "below" for name in (BEFORE, AFTER)):
-        return Finding(OPENINGS, "clear", "First-token margin and opening margin agree.", numbers)
-    sentence = "Whether first-token margin and opening margin disagree is open."
+        return Finding(OPENINGS, "clear", "Readout and opening margin agree.", numbers)
+    sentence = "Whether readout and opening margin disagree is open."
     return Finding(OPENINGS, "cannot tell", sentence, numbers, GIVE_MORE, why_open(estimates))
 
 
@@ -94,10 +94,9 @@ def _cut(before: Baseline, base: Replies) -> tuple[float, bool]:
 def _under_ablation(
     before: Baseline, now: Replies, cut: float, clusters: tuple[str, ...], *, seed: int
 ) -> dict[str, Number]:
-    restricted, harmless = (margin_of(part, before.refusal.ids) for part in (now.restricted, now.harmless))
-    first = torch.cat([restricted, harmless]).double()
+    first = torch.cat([now.read_restricted.margin, now.read_harmless.margin]).double()
     opening = torch.cat([now.opening_restricted, now.opening_harmless]).double()
-    flags = (restricted > 0) != (now.opening_restricted > cut)
+    flags = now.read_restricted.refuses != (now.opening_restricted > cut)
     return {
         AFTER: stats.rate(flags.numpy(), clusters=before.prompts.restricted.clusters),
         "rank correlation, ablated": _ranks(first, opening, clusters, seed=seed),

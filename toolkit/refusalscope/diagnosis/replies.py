@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from refusalscope.effect import Baseline
-from refusalscope.metrics import Openings, cross_entropy, margin_of, next_token, opening_margin
-from refusalscope.model import ChatModel, RefusalTokens
+from refusalscope.effect import Baseline, baseline_from
+from refusalscope.metrics import Openings, Readings, cross_entropy, opening_margin, read
+from refusalscope.model import ChatModel
 from refusalscope.openings import COMPLIANCES as COMPLIANCES
 from refusalscope.openings import REFUSALS as REFUSALS
 from refusalscope.openings import default_openings as default_openings
 from refusalscope.organisms.prompt_set import neutral_sentences
 from refusalscope.prompts import Prompts
+from refusalscope.reading import Readout
 
 MOST_NEUTRAL = 64
 
@@ -25,26 +26,40 @@ class Replies:
     """How replies begin in one condition.
 
     Attributes:
-        restricted, harmless: log-probabilities of the first response token.
+        read_restricted, read_harmless: what the readout says.
         opening_restricted, opening_harmless: opening margins in nats per token.
         ce: cross-entropy of neutral texts in nats per token; None where there are none.
         pf: prompt-forwards spent.
     """
 
-    restricted: Float[Tensor, "restricted vocab"]
-    harmless: Float[Tensor, "harmless vocab"]
+    read_restricted: Readings
+    read_harmless: Readings
     opening_restricted: Float[Tensor, " restricted"]
     opening_harmless: Float[Tensor, " harmless"]
     ce: Float[Tensor, " text"] | None
     pf: float
 
+    @property
+    def restricted(self) -> Float[Tensor, "restricted vocab"]:
+        """Log-probabilities of the first response token on restricted prompts."""
+        assert self.read_restricted.base is not None
+        return self.read_restricted.base
 
-def replies(model: ChatModel, prompts: Prompts, openings: Openings, neutral: Sequence[str]) -> Replies:
+    @property
+    def harmless(self) -> Float[Tensor, "harmless vocab"]:
+        """The same on harmless prompts."""
+        assert self.read_harmless.base is not None
+        return self.read_harmless.base
+
+
+def replies(
+    model: ChatModel, prompts: Prompts, readout: Readout, openings: Openings, neutral: Sequence[str]
+) -> Replies:
     """Returns how replies begin under whatever intervention is active. Nothing is decoded."""
     many = len(openings.refusals) + len(openings.compliances)
     return Replies(
-        next_token(model, prompts.restricted),
-        next_token(model, prompts.harmless),
+        read(model, prompts.restricted, readout, keep_base=True),
+        read(model, prompts.harmless, readout, keep_base=True),
         opening_margin(model, prompts.restricted, openings),
         opening_margin(model, prompts.harmless, openings),
         cross_entropy(model, neutral) if neutral else None,
@@ -52,10 +67,9 @@ def replies(model: ChatModel, prompts: Prompts, openings: Openings, neutral: Seq
     )
 
 
-def baseline_of(model: ChatModel, prompts: Prompts, refusal: RefusalTokens, before: Replies) -> Baseline:
+def baseline_of(model: ChatModel, prompts: Prompts, readout: Readout, before: Replies) -> Baseline:
     """Returns the baseline that was read already, without another forward."""
-    restricted, harmless = (margin_of(part, refusal.ids) for part in (before.restricted, before.harmless))
-    return Baseline(model, prompts, refusal, restricted, harmless, before.harmless)
+    return baseline_from(model, prompts, readout, before.read_restricted, before.read_harmless)
 
 
 def default_neutral(model: ChatModel) -> tuple[str, ...]:

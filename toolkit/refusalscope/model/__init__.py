@@ -7,30 +7,28 @@ from refusalscope.model.chat import ChatModel, Origin
 from refusalscope.model.digests import rendered_digest
 from refusalscope.model.families import Families, Family, families
 from refusalscope.model.loading import load
-from refusalscope.model.refusal_tokens import RefusalTokens, discover_refusal_tokens, given_refusal_tokens
 from refusalscope.model.resume import Residuals, recorded, resume
 from refusalscope.model.sites import Sites
 from refusalscope.model.source import UnpinnedRevisionWarning
 from refusalscope.model.template import Chat, Template
+from refusalscope.model.without_code import CodeNotRunWarning
 
 __all__ = [
     "Batch",
     "Chat",
     "ChatModel",
+    "CodeNotRunWarning",
     "Families",
     "Family",
     "Origin",
-    "RefusalTokens",
     "Residuals",
     "Sites",
     "SmallerBatchWarning",
     "Template",
     "UnpinnedRevisionWarning",
     "batches",
-    "discover_refusal_tokens",
     "families",
     "forward",
-    "given_refusal_tokens",
     "load",
     "map_rows",
     "recorded",

@@ -6,7 +6,8 @@ import gc
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -29,18 +30,28 @@ class Batch(Shown):
     """Rows of similar length, padded on the left.
 
     Attributes:
-        mask: one on tokens, zero on padding.
+        mask: one on tokens, zero on padding; or ``[row, 1, pos, seen]``, added to attention scores.
         rows: the index of each row in the caller's list.
         reply_length: how many tokens at the end are the reply's.
+        positions: of every token, where the mask does not tell.
     """
 
     tokens: Int[Tensor, "row pos"]
-    mask: Int[Tensor, "row pos"]
+    mask: Tensor
     rows: Int[Tensor, " row"]
     reply_length: int = 0
+    positions: Int[Tensor, "row pos"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def repeated(self, copies: int) -> Batch:
+        """Returns the rows several times over, candidate-major: one block of all rows per copy."""
+        if copies == 1:
+            return self
+        several = {name: getattr(self, name) for name in ("tokens", "mask", "rows", "positions")}
+        made = {name: torch.cat([value] * copies) for name, value in several.items() if value is not None}
+        return replace(self, **made)
 
     def __repr__(self) -> str:
         return "Batch: rows of token ids, padded on the left"
@@ -67,9 +78,34 @@ def forward(model: ChatModel, batch: Batch, *, keep: int = 1) -> Float[Tensor, "
     Logits before those positions are never made where the architecture can leave them out (``logits_to_keep``).
     """
     logits = model.bridge(
-        batch.tokens, attention_mask=batch.mask, return_type="logits", **_frugal(model.bridge.original_model, keep)
+        batch.tokens, attention_mask=batch.mask, return_type="logits", **placed(batch), **_frugal(model, keep)
     )
     return at_least_float32(logits[:, -keep:])
+
+
+@torch.no_grad()
+def run_cached(
+    model: ChatModel, batch: Batch, cache: Any, *, keep: int = 1
+) -> tuple[Float[Tensor, "row keep vocab"], Any]:
+    """Returns the same behind a key-value cache, and the cache with these tokens in it.
+
+    None is an empty cache. A cache is changed by the forward that extends it. The mask spans the cache and the batch.
+    """
+    how = {**_frugal(model, keep), "use_cache": True}
+    logits, longer = model.bridge(
+        batch.tokens,
+        attention_mask=batch.mask,
+        return_type="logits_and_cache",
+        past_key_values=cache,
+        **placed(batch),
+        **how,
+    )
+    return at_least_float32(logits[:, -keep:]), longer
+
+
+def placed(batch: Batch) -> dict[str, Tensor]:
+    """Returns a batch's positions as the model takes them; nothing where the mask tells them."""
+    return {} if batch.positions is None else {"position_ids": batch.positions}
 
 
 def map_rows(
@@ -148,8 +184,8 @@ def _filler(model: ChatModel) -> int:
     return next((token for token in known if isinstance(token, int)), 0)  # masked, so any token id will do
 
 
-def _frugal(original: torch.nn.Module, keep: int) -> dict[str, object]:
-    accepted = inspect.signature(original.forward).parameters
+def _frugal(model: ChatModel, keep: int) -> dict[str, object]:
+    accepted = inspect.signature(model.bridge.original_model.forward).parameters
     # The bridge's configuration asks for attention weights and a cache; neither is read here.
     return {
         "use_cache": False,

@@ -21,11 +21,13 @@ class Origin(Shown):
     """Which model this is, in a form that goes into results: names and digests, never a path.
 
     Attributes:
-        name: the directory's own name, or the Hub id.
-        commit: the Hub commit the files come from, None for a directory.
-        weights: SHA-256 of the safetensors content.
+        name: the directory's or the GGUF file's own name, the Hub id, or the name of a model in memory.
+        commit: the Hub commit the files come from, None for what is here.
+        weights: SHA-256 of the safetensors content, of the GGUF file, or of the tensors of a model in memory.
         tokenizer: SHA-256 of the vocabulary.
         template: SHA-256 of the chat template.
+        quantisation: how the weights are stored where that is not plain numbers, such as ``Q4_K_M``; else None.
+        code_not_run: whether the directory names code of its own, which was not run.
     """
 
     name: str
@@ -36,8 +38,10 @@ class Origin(Shown):
     dtype: str
     device: str
     architecture: str
+    quantisation: str | None = None
+    code_not_run: bool = False
 
-    def to_dict(self) -> dict[str, str | None]:
+    def to_dict(self) -> dict[str, str | bool | None]:
         """Returns the fields by name."""
         return asdict(self)
 
@@ -59,6 +63,7 @@ class ChatModel(Shown):
         sites: the hook names at which the residual stream is written and read.
         batch_size: rows per forward, before any backing off (``rows_per_forward``).
         can_resume: whether ``resume`` reproduces whole forwards on this architecture (checked at load).
+        can_pack: whether beginnings of a reply can be read in one forward with their prompt (checked at load).
     """
 
     bridge: TransformerBridge
@@ -68,6 +73,7 @@ class ChatModel(Shown):
     sites: Sites
     batch_size: int
     can_resume: bool = False
+    can_pack: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -134,9 +140,10 @@ def _shape(model: ChatModel) -> dict[str, str]:
         "thinking": model.template.thinking,
         "writes sum to the residual": "yes" if model.sites.additive else "no",
         "resumes from a layer": "yes" if model.can_resume else "no",
+        "reads beginnings of a reply with their prompt": "yes" if model.can_pack else "no, one by one",
     }
 
 
-def _short(value: str | None) -> str:
-    text = "none" if value is None else value
+def _short(value: str | bool | None) -> str:
+    text = {None: "none", True: "yes", False: "no"}.get(value) or str(value)
     return f"{text[:12]}…" if len(text) == 64 else text

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refusalscope.prompts import Prompts
@@ -25,6 +27,19 @@ def files_digest(files: Iterable[Path]) -> str:
         with file.open("rb") as stream:
             while chunk := stream.read(CHUNK):
                 running.update(chunk)
+    return running.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns SHA-256 over name, format, shape and bytes of each tensor, in the order of their names.
+
+    Nothing is kept: one tensor at a time is copied from its device. No file has this digest, because a file also has a
+    header and an order of its own.
+    """
+    running = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        running.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        running.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return running.hexdigest()
 
 

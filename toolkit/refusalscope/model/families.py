@@ -139,7 +139,7 @@ ROWS = (
         limits=(
             f"{EXPERTS}, nor from the shared one",
             "measured with thinking off, or behind an empty thought",
-            "Kimi K2 has this architecture, but its directory names code to run (auto_map) and is refused as published",
+            "Kimi K2 has this architecture; the code published with both is not run",
         ),
     ),
     Family("Mistral", "mistral", "MistralForCausalLM"),

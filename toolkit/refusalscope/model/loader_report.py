@@ -1,4 +1,4 @@
-"""What the Hugging Face loader would only log: tensors that a checkpoint lacks, or holds in vain."""
+"""What the Hugging Face loader would only log: missing and unused tensors."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class _Notes(logging.Handler):
 
 
 @contextmanager
-def complete(name: str) -> Iterator[None]:
+def complete(name: str, *, files: str = "config.json and the safetensors") -> Iterator[None]:
     """Keeps the loader quiet while the block runs, and lets no tensor be made up in silence.
 
     Raises ModelError, on leaving, when the checkpoint lacks a tensor the architecture needs or has it in another shape;
-    warns (``UnusedTensorsWarning``) of those it holds in vain.
+    warns (``UnusedTensorsWarning``) of unused ones. ``files`` is what does not belong together then.
     """
     notes, bars, level = _Notes(), transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -44,7 +44,7 @@ def complete(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        _check(name, notes.text, error)
+        _check(name, files, notes.text, error)
         raise
     finally:
         transformers_logging.set_verbosity(level)
@@ -52,7 +52,7 @@ def complete(name: str) -> Iterator[None]:
         transformers_logging.enable_default_handler()
         if bars:
             transformers_logging.enable_progress_bar()
-    _check(name, notes.text, None)
+    _check(name, files, notes.text, None)
     if unused := _keys(notes.text, "UNEXPECTED"):
         warnings.warn(
             f"{name}: its safetensors hold tensors that its architecture does not use ({_some(unused)}). Check that "
@@ -62,12 +62,11 @@ def complete(name: str) -> Iterator[None]:
         )
 
 
-def _check(name: str, text: str, cause: RuntimeError | None) -> None:
+def _check(name: str, files: str, text: str, cause: RuntimeError | None) -> None:
     wrong = {"missing": _keys(text, "MISSING"), "of another shape": _keys(text, "MISMATCH")}
     if found := [f"{what}: {_some(keys)}" for what, keys in wrong.items() if keys]:
         raise ModelError(
-            f"{name}: config.json and the safetensors do not belong together ({'; '.join(found)}). "
-            "Copy or download both again."
+            f"{name}: {files} do not belong together ({'; '.join(found)}). Copy or download both again."
         ) from cause
 
 

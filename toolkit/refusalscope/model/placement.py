@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformer_lens.model_bridge import TransformerBridge
+import torch
 
 from refusalscope.errors import ModelError
 from refusalscope.model.batching import batches, forward
@@ -18,7 +18,7 @@ PACKAGES = {"bitsandbytes": "bitsandbytes"}  # by quant_method
 
 def check_packages(directory: Path, *, name: str) -> None:
     """Returns nothing; raises ModelError for a quantised checkpoint whose package is not installed."""
-    method = quantisation(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    method = stored_quantisation(directory)
     package = PACKAGES.get(method or "")
     if package is not None and find_spec(package) is None:
         raise ModelError(
@@ -36,12 +36,17 @@ def quantisation(config: object) -> str | None:
     return str(settings.get("quant_method") or ("bitsandbytes" if loads else "unknown"))
 
 
-def check_in_memory(bridge: TransformerBridge, *, name: str) -> None:
+def stored_quantisation(directory: Path) -> str | None:
+    """Returns the method by which a directory's weights are quantised, None where they are not."""
+    return quantisation(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+
+
+def check_in_memory(module: torch.nn.Module, *, name: str) -> None:
     """Returns nothing; raises ModelError where parameters were left on disk.
 
     They are exchanged in every forward, so that nothing could be said about whether an intervention changed them (C1).
     """
-    away = [key for key, value in bridge.original_model.named_parameters() if value.is_meta]
+    away = [key for key, value in module.named_parameters() if value.is_meta]
     if away:
         raise ModelError(
             f"{name}: {len(away)} of its parameters were left on disk ({away[0]} and others), where it cannot be "

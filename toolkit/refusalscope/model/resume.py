@@ -31,11 +31,13 @@ class Residuals(Shown):
         batch: what was run.
         entering: one tensor per layer; index it by layer.
         calls: per layer, the keyword arguments beside the residual (masks, positions).
+        keep: how many positions at the end are read.
     """
 
     batch: Batch
     entering: tuple[Float[Tensor, "row pos d"], ...]
     calls: tuple[Mapping[str, Any], ...]
+    keep: int = 1
 
     def __getitem__(self, layer: int) -> Float[Tensor, "row pos d"]:
         return self.entering[layer]
@@ -47,10 +49,11 @@ class Residuals(Shown):
         return "Residuals: the residual stream entering each layer, for one batch"
 
 
-def recorded(model: ChatModel, batch: Batch) -> tuple[Float[Tensor, "row vocab"], Residuals]:
-    """Returns the last position's logits of a whole forward, and what is needed to resume it at any layer.
+def recorded(model: ChatModel, batch: Batch, *, keep: int = 1) -> tuple[Float[Tensor, "row *kept vocab"], Residuals]:
+    """Returns the logits of a whole forward at its last ``keep`` positions, and what resumes it at any layer.
 
-    Holds rows × positions × d numbers for every layer. Hooks registered on the model act in this forward.
+    Without the axis of positions where one is kept. Holds rows × positions × d numbers for every layer. Hooks
+    registered on the model act in this forward.
     """
     entering: list[Tensor] = []
     calls: list[Mapping[str, Any]] = []
@@ -59,15 +62,15 @@ def recorded(model: ChatModel, batch: Batch) -> tuple[Float[Tensor, "row vocab"]
             for block in model.bridge.blocks:
                 handle = block.register_forward_pre_hook(_recorder(entering, calls), with_kwargs=True)
                 stack.callback(handle.remove)
-        logits = forward(model, batch)[:, -1]
-    return logits, Residuals(batch, tuple(entering), tuple(calls))
+        logits = forward(model, batch, keep=keep)
+    return logits[:, -1] if keep == 1 else logits, Residuals(batch, tuple(entering), tuple(calls), keep)
 
 
 @torch.no_grad()
 def resume(
     model: ChatModel, record: Residuals, layer: int, residual: Float[Tensor, "repeated pos d"]
-) -> Float[Tensor, "repeated vocab"]:
-    """Returns the last position's logits when ``residual`` enters ``layer`` and only later blocks run.
+) -> Float[Tensor, "repeated *kept vocab"]:
+    """Returns the logits at the recorded positions when ``residual`` enters ``layer`` and only later blocks run.
 
     Costs (L − layer) / L of a forward. Hooks registered on the model act in the blocks that run.
 
@@ -114,8 +117,8 @@ def _resumed(model: ChatModel, record: Residuals, layer: int, residual: Tensor) 
         made = block(residual, **{name: _copied(value, rows, copies) for name, value in call.items()})
         residual = made[0] if isinstance(made, tuple) else made
     bridge: Any = model.bridge
-    last = bridge.unembed(bridge.ln_final(residual[:, -1:]))
-    return _capped(at_least_float32(last[:, -1]), bridge.original_model.config.get_text_config())
+    last = at_least_float32(bridge.unembed(bridge.ln_final(residual[:, -record.keep :])))
+    return _capped(last[:, -1] if record.keep == 1 else last, bridge.original_model.config.get_text_config())
 
 
 def _recorder(entering: list[Tensor], calls: list[Mapping[str, Any]]) -> Callable[..., None]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from refusalscope.errors import ModelError
 
@@ -14,15 +17,17 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".joblib")
 RUNS_CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
 OTHER_WEIGHTS = "transformers_weights"
 KERNELS = ("attn_implementation", "experts_implementation")  # a value with a slash is a Hub repository of compiled code
+SAME_AS = {"kimi_k2": "deepseek_v3"}  # model types of an architecture that transformers has under another one
 WORDS_NOT_SETTINGS = {"tokenizer.json", "vocab.json", "added_tokens.json", INDEX}
 
 
 def check_directory(directory: Path, *, name: str) -> None:
     """Refuses a directory before any loader opens it.
 
-    ``trust_remote_code=False`` is not a boundary (CVE-2026-5241: a nested configuration overrides it), so any key
-    that asks for code is refused wherever it occurs. Weights must be safetensors under the name the loader looks
-    for first: pickles beside them are then never opened.
+    ``trust_remote_code=False`` is not a boundary (CVE-2026-5241: a nested configuration overrides it). A directory
+    with a key that asks for code is refused wherever the key occurs, unless transformers has the architecture itself:
+    then ``without_code`` keeps the key from the loader. Weights must be safetensors under the name the loader looks for
+    first: pickles beside them are then never opened.
 
     Raises:
         ModelError: naming the file, the key, and the one thing to do.
@@ -32,21 +37,38 @@ def check_directory(directory: Path, *, name: str) -> None:
 
 
 def check_settings(directory: Path, *, name: str) -> None:
-    """Refuses a missing ``config.json``, keys that name code or kernels, adapters, and weights under another name.
+    """Refuses a missing ``config.json``, keys that name code that is needed, kernels, adapters, other weights.
 
     Raises:
         ModelError: for the first of these.
     """
     if not (directory / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json there. Give a directory written by save_pretrained.")
+        ggufs = sorted(file.name for file in directory.glob("*.gguf"))
+        fix = f"To load a GGUF file, give the file: {name}/{ggufs[0]}" if ggufs else "Give one save_pretrained wrote"
+        raise ModelError(f"{name}: no config.json in this directory. {fix}.")
     if (directory / "adapter_config.json").exists():
         raise ModelError(
             f"{name}: adapter_config.json sends the loader to another model. Merge the adapter and save that."
         )
-    for file in sorted(directory.glob("*.json")):
-        if file.name not in WORDS_NOT_SETTINGS:
-            _check_keys(file, name=name)
+    for file in settings_files(directory):
+        _check_keys(file, name=name)
+    _check_code(directory, name=name)
     _check_no_installer(directory, name=name)
+
+
+def settings_files(directory: Path) -> list[Path]:
+    """Returns the JSON files of a directory that hold settings, not a vocabulary or an index, in name order."""
+    return [file for file in sorted(directory.glob("*.json")) if file.name not in WORDS_NOT_SETTINGS]
+
+
+def code_keys(directory: Path, *, name: str) -> list[tuple[str, str]]:
+    """Returns the keys that name code to run, at any depth, as (file name, key)."""
+    return [
+        (file.name, key)
+        for file in settings_files(directory)
+        for key, value in _settings(file, name=name)
+        if key in RUNS_CODE and value is not False
+    ]
 
 
 def weight_files(directory: Path, *, name: str) -> tuple[Path, ...]:
@@ -66,10 +88,6 @@ def weight_files(directory: Path, *, name: str) -> tuple[Path, ...]:
 
 def _check_keys(file: Path, *, name: str) -> None:
     for key, value in _settings(file, name=name):
-        if key in RUNS_CODE and value is not False:
-            raise ModelError(
-                f"{name}: {file.name} has the key {key!r}, which names code to run. Use a model without it."
-            )
         if key.strip("_").removesuffix("_internal") in KERNELS and "/" in str(value):
             raise ModelError(
                 f"{name}: {file.name} has the key {key!r}, which names a kernel to download and run. Remove the key."
@@ -78,6 +96,28 @@ def _check_keys(file: Path, *, name: str) -> None:
             raise ModelError(
                 f"{name}: {file.name} has the key {key!r}. Save the weights as {SINGLE} and remove the key."
             )
+
+
+def _check_code(directory: Path, *, name: str) -> None:
+    named = code_keys(directory, name=name)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if not named or _known(config):
+        return
+    (file, key), *_ = named
+    declared = config.get("architectures") if isinstance(config, dict) else None
+    raise ModelError(
+        f"{name}: {file} has the key {key!r}, which names code to run, and transformers {version('transformers')} has "
+        f"no architecture {declared!r} of its own. Code is never run here. Use a model without it."
+    )
+
+
+def _known(config: object) -> bool:
+    """Whether transformers has the declared causal language model, so that no other code is needed."""
+    if not isinstance(config, dict) or not isinstance(kind := config.get("model_type"), str):
+        return False
+    found, declared = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(SAME_AS.get(kind, kind)), config.get("architectures")
+    names = {found} if isinstance(found, str) else set(found or ())
+    return bool(names) and isinstance(declared, list) and bool(declared) and set(map(str, declared)) <= names
 
 
 def _settings(file: Path, *, name: str) -> Iterator[tuple[str, object]]:

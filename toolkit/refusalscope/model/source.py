@@ -1,4 +1,4 @@
-"""Which files a name means: a directory here, or one pinned commit of a Hub repository."""
+"""Which files a name means: a directory or a GGUF file here, or one pinned commit of a Hub repository."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import huggingface_hub
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
 from refusalscope.errors import ModelError
+from refusalscope.model.gguf_files import is_gguf
 from refusalscope.model.safety import check_settings
 
 UNSERVED = (OSError, HTTPError)
@@ -29,15 +30,22 @@ class UnpinnedRevisionWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Source:
-    """A directory with a model's files, and the name results call it by: never a path."""
+    """A directory with a model's files, and the name results call it by: never a path.
+
+    Attributes:
+        gguf: the one file that is the model; None where the directory is.
+        code_not_run: whether the directory names code, which is kept from the loader.
+    """
 
     directory: Path
     name: str
     commit: str | None
+    gguf: Path | None = None
+    code_not_run: bool = False
 
 
 def find_source(name: str | Path, *, revision: str | None) -> Source:
-    """Returns the directory called ``name``, or downloads that Hub repository at one commit.
+    """Returns the directory or GGUF file called ``name``, or downloads that Hub repository at one commit.
 
     Of a Hub repository the settings are fetched and checked first, and weights only if these ask for no code.
 
@@ -49,9 +57,19 @@ def find_source(name: str | Path, *, revision: str | None) -> Source:
         if revision is not None:
             raise ModelError(f"{directory.name}: revision={revision!r} given for a directory. Leave it out.")
         return Source(directory.resolve(), directory.resolve().name, None)
+    if is_gguf(directory):
+        return _gguf_source(directory, name, revision=revision)
     if isinstance(name, Path) or _means_a_path(name):
         raise ModelError(f"{name}: no such directory.{_nearest(directory)}")
     return _from_hub(name, revision=revision)
+
+
+def _gguf_source(file: Path, name: str | Path, *, revision: str | None) -> Source:
+    if not file.is_file():
+        raise ModelError(f"{name}: no such file.{_nearest(file)}")
+    if revision is not None:
+        raise ModelError(f"{file.name}: revision={revision!r} given for a file. Leave it out.")
+    return Source(file.resolve().parent, file.name, None, gguf=file)
 
 
 def _from_hub(name: str, *, revision: str | None) -> Source:

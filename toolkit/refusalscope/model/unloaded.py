@@ -20,10 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from refusalscope.errors import ModelError
 from refusalscope.model.chat import ChatModel, Origin, rows_per_forward
+from refusalscope.model.gguf_files import GgufFile, is_gguf, open_gguf
 from refusalscope.model.safety import check_settings
 from refusalscope.model.sites import Sites
 from refusalscope.model.source import COMMIT, ELSEWHERE, HUB_ID, NEEDED, UNSERVED, Source, find_source
 from refusalscope.model.template import Template, find_template
+from refusalscope.model.without_code import without_code
 from refusalscope.organisms.tokens import tokenizer as stand_in
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -56,9 +58,9 @@ class Unloaded(TransformerBridge):
 
 
 def unloaded(name: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> ChatModel:
-    """Returns a chat model without weights from a directory's ``config.json``, or from that of a Hub repository.
+    """Returns a chat model without weights from a directory's ``config.json``, a Hub repository's, or a GGUF header.
 
-    No weight file is opened or downloaded. With a tokenizer beside the configuration, positions and prompts are
+    No weight is read or downloaded. With a tokenizer beside the configuration, positions and prompts are
     counted as they will be; without one, ``positions_are_assumed``. Whether it resumes from a layer is not known: it is
     taken to.
 
@@ -66,18 +68,40 @@ def unloaded(name: str | Path, *, revision: str | None = None, dtype: torch.dtyp
         ModelError: for settings that are missing, unsafe, or of no causal language model transformers knows.
     """
     source = find_settings(name, revision=revision)
+    if source.gguf is not None:
+        return _from_header(open_gguf(source.gguf, name=source.name), dtype=dtype)
     check_settings(source.directory, name=source.name)
-    model, config = _meta(source, dtype=dtype)
-    known = any((source.directory / file).is_file() for file in TOKENIZER_FILES)
-    tokenizer = _tokenizer(source) if known else stand_in()
+    with without_code(source) as readable:
+        model, config = _meta(readable, dtype=dtype)
+        known = any((readable.directory / file).is_file() for file in TOKENIZER_FILES)
+        tokenizer = _tokenizer(readable) if known else stand_in()
     template = find_template(tokenizer, name=source.name) if known else Template((0,) * POSITIONS, "")
+    return _described(Unloaded(model, config), config, tokenizer, template, name=source.name, commit=source.commit)
+
+
+def _from_header(file: GgufFile, *, dtype: torch.dtype) -> ChatModel:
+    config, tokenizer = file.config(), file.tokenizer()
+    with torch.device("meta"), redirect_stdout(StringIO()):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    template = find_template(tokenizer, name=file.name)
+    return _described(Unloaded(model, config), config, tokenizer, template, name=file.name, stored=file.quantisation)
+
+
+def _described(
+    bridge: Unloaded,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    name: str,
+    commit: str | None = None,
+    stored: str | None = None,
+) -> ChatModel:
     architecture = (config.architectures or [config.model_type])[0]
-    spoken = str(dtype).removeprefix("torch.")
-    origin = Origin(source.name, source.commit, "", "", template.digest, spoken, "meta", str(architecture))
+    spoken = str(bridge.original_model.dtype).removeprefix("torch.")
+    origin = Origin(name, commit, "", "", template.digest, spoken, "meta", str(architecture), stored)
     sites = Sites((), (), (), (), (), additive=True)
-    bridge = Unloaded(model, config)
-    rows = rows_per_forward(bridge.cfg.d_model)
-    return ChatModel(bridge, tokenizer, origin, template, sites, rows, can_resume=True)
+    return ChatModel(bridge, tokenizer, origin, template, sites, rows_per_forward(bridge.cfg.d_model), can_resume=True)
 
 
 def positions_are_assumed(model: ChatModel) -> bool:
@@ -91,7 +115,13 @@ def find_settings(name: str | Path, *, revision: str | None) -> Source:
     Raises:
         ModelError: when there is neither a directory nor a Hub repository of that name to be reached.
     """
-    if isinstance(name, Path) or Path(name).expanduser().is_dir() or not HUB_ID.fullmatch(name) or name[:1] in "./~":
+    if (
+        isinstance(name, Path)
+        or is_gguf(Path(name))
+        or Path(name).expanduser().is_dir()
+        or not HUB_ID.fullmatch(name)
+        or name[:1] in "./~"
+    ):
         return find_source(name, revision=revision)
     settings = [pattern for pattern in NEEDED if pattern != "*.safetensors"]
     try:

@@ -32,13 +32,14 @@ from refusalscope.locators import (
     whitened,
     winsorised,
 )
-from refusalscope.model import ChatModel, RefusalTokens
+from refusalscope.model import ChatModel
 from refusalscope.objective import InterchangeObjective, RdoObjective, interchange_objective, rdo_objective
 from refusalscope.openings import default_openings
 from refusalscope.optionality.declared import PLAIN, Declared, Ground, cells_and_spans, ground, members
 from refusalscope.optionality.family import FULL, Located, Menu, best_first, early
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import Readout
 from refusalscope.subspace import Ablatable, Candidates, Subspace
 
 FURTHER = Menu(best=None, doses=(0.75, 1.0, 1.5))
@@ -56,10 +57,11 @@ Searched = Callable[[Subspace, Objective], Subspace]
 def adaptive(
     model: ChatModel,
     prompts: ContrastSet,
-    refusal: RefusalTokens,
+    readout: Readout,
     *,
     menu: Menu = FULL,
     kappa: float = KAPPA,
+    on: Ground | None = None,
     seed: int = 0,
 ) -> Declared:
     """Returns the adaptive family, located on this model's ``locate`` prompts before any other split is seen.
@@ -74,23 +76,23 @@ def adaptive(
     Raises:
         MeasurementError: when the mean margins on ``locate`` are not separated: there is no refusal to attack.
     """
-    on = ground(model, prompts, refusal, kappa=kappa, keep_each=True)
-    cells, spanned = cells_and_spans(on)
+    on = on or ground(model, prompts.locate, readout, kappa=kappa, keep_each=True)
+    cells, *spanned = cells_and_spans(on, menu)
     further = replace(FURTHER, scopes=menu.scopes)
     ranked = {rank: made for rank, made in _of_ranks(on).items() if made}
-    found = {
+    parts = {
         "other locators": [_best(on, _cells(on, [locator(*on.acts) for locator in SINGLE]), best=3)],
         "rank k": [_best(on, _cells(on, made)) for made in ranked.values()],
         "per layer": [_best(on, _layered(on, made)) for made in _per_layer(on, ranked)],
         "response positions": [_best(on, made) for made in _response(on)],
         "gradient": list(_searched(on, cells, seed=seed)),
     }
-    attacks = members((cells, spanned), menu, PLAIN)
-    for part, lists in found.items():
+    attacks = members((cells, *spanned), menu, PLAIN)
+    for part, lists in parts.items():
         attacks += members([made for made in lists if made.subspaces], further, part)
     shared, n = on.acts.restricted.n + on.acts.harmless.n, len(prompts.locate)
-    own = sum(made.pf - (cells.pf if part == "gradient" else shared) for part, lists in found.items() for made in lists)
-    return Declared(tuple(attacks), n + spanned.pf + own)
+    own = sum(made.pf - (cells.pf if part == "gradient" else shared) for part, lists in parts.items() for made in lists)
+    return Declared(tuple(attacks), n + (spanned or [cells])[-1].pf + own)
 
 
 def _best(on: Ground, given: Located, *, best: int = 1) -> Located:

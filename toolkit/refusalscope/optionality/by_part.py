@@ -51,8 +51,7 @@ def only(responses: Responses, *parts: str) -> Responses:
     With it ``compare`` tells what the other parts add on one model: compare (select, report) of all with that of one.
     """
     rows = [row for row, attack in enumerate(responses.attacks) if attack.part in parts]
-    attacks = tuple(responses.attacks[row] for row in rows)
-    return Responses(responses.before, attacks, responses.margins[rows], responses.kl[rows])
+    return responses.rows(rows)
 
 
 def _rows(name: str, found: Optionality) -> list[dict[str, object]]:

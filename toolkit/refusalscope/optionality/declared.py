@@ -9,12 +9,13 @@ from typing import overload
 from refusalscope.activations import ContrastActivations
 from refusalscope.attack import Attack
 from refusalscope.capture import capture
-from refusalscope.effect import Baseline, baseline
+from refusalscope.effect import Baseline, Labels, baseline, behaving
 from refusalscope.locators import mean_difference
-from refusalscope.model import ChatModel, RefusalTokens
-from refusalscope.optionality.family import FULL, Located, Menu, best_first, family, spans
+from refusalscope.model import ChatModel
+from refusalscope.optionality.family import FULL, Located, Menu, best_first, early, family, few_cells, spans
 from refusalscope.optionality.grounds import KAPPA
-from refusalscope.prompts import ContrastSet
+from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import Readout
 from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported
 
@@ -53,36 +54,67 @@ class Declared(Shown, NotExported, Sequence[Attack]):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Ground(NotExported):
-    """What a family is located on: activations and the baseline of the ``locate`` split, and the damage to aim at."""
+    """What a family is located on: activations and the baseline of the ``locate`` split, and the damage to aim at.
+
+    Attributes:
+        dropped: restricted prompts left out because the model does not refuse them, harmless ones because it does.
+        pf: prompt-forwards it took.
+    """
 
     before: Baseline
     acts: ContrastActivations
     kappa: float
+    dropped: tuple[int, int] = (0, 0)
+    pf: float = 0.0
 
 
 def ground(
-    model: ChatModel, prompts: ContrastSet, refusal: RefusalTokens, *, kappa: float = KAPPA, keep_each: bool = False
+    model: ChatModel,
+    located: Prompts,
+    readout: Readout,
+    *,
+    kappa: float = KAPPA,
+    keep_each: bool = False,
+    labels: Labels = "behaviour",
 ) -> Ground:
-    """Returns what a family is located on; two prompt-forwards per ``locate`` prompt."""
-    located = prompts.locate
-    return Ground(baseline(model, located, refusal), capture(model, located, keep_each=keep_each), kappa)
+    """Returns what a family is located on: the ``locate`` prompts that behave as their labels say (``behaving``).
+
+    Costs two prompt-forwards per prompt. Raises MeasurementError as ``behaving``.
+    """
+    every = baseline(model, located, readout)
+    before = behaving(every, labels=labels)
+    dropped = (len(every.restricted) - len(before.restricted), len(every.harmless) - len(before.harmless))
+    acts = capture(model, before.prompts, keep_each=keep_each)
+    return Ground(before, acts, kappa, dropped, float(len(located) + len(before.prompts)))
 
 
-def cells_and_spans(on: Ground) -> tuple[Located, Located]:
-    """Returns the differences in means of all early cells, and the spans of the best of them, each best first."""
-    cells = best_first(on.before, mean_difference(*on.acts), kappa=on.kappa)
-    return cells, best_first(on.before, spans(cells), kappa=on.kappa)
+def cells_and_spans(on: Ground, menu: Menu = FULL) -> tuple[Located, ...]:
+    """Returns the differences in means of the early cells, and the spans of the best of them, each best first."""
+    found = early(mean_difference(*on.acts))
+    if menu.cells is not None:
+        found = few_cells(found, menu.cells, on.before.model.n_layers)
+    cells = best_first(on.before, found, kappa=on.kappa)
+    return (cells, best_first(on.before, spans(cells), kappa=on.kappa)) if menu.spans else (cells,)
 
 
 def plain(
-    model: ChatModel, prompts: ContrastSet, refusal: RefusalTokens, *, menu: Menu = FULL, kappa: float = KAPPA
+    model: ChatModel,
+    prompts: ContrastSet,
+    readout: Readout,
+    *,
+    menu: Menu = FULL,
+    kappa: float = KAPPA,
+    on: Ground | None = None,
 ) -> Declared:
     """Returns the plain family: differences in means at single cells, and the spans of two or three of the best.
 
+    ``on`` is what it is located on, where that is at hand already (``ground``).
+
     Raises MeasurementError when the mean margins on ``locate`` are not separated: there is no refusal to attack.
     """
-    located = cells_and_spans(ground(model, prompts, refusal, kappa=kappa))
-    return Declared(tuple(members(located, menu, PLAIN)), len(prompts.locate) + located[1].pf)
+    on = on or ground(model, prompts.locate, readout, kappa=kappa)
+    located = cells_and_spans(on, menu)
+    return Declared(tuple(members(located, menu, PLAIN)), len(prompts.locate) + located[-1].pf)
 
 
 def members(located: Sequence[Located], menu: Menu, part: str) -> list[Attack]:

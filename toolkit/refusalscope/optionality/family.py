@@ -18,6 +18,7 @@ from refusalscope.subspace import Ablatable, Candidates, LayeredSubspace, NotExp
 
 Scope = tuple[int, int] | None
 DEPENDENT = 1e-6
+FIRST_LAYER = 0.3  # of all layers: where few cells are ranked, none before it is
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,12 +51,17 @@ class Menu(Shown):
         doses: λ.
         scopes: first and last layer, inclusive; None means every layer.
         adaptive: whether ``measured`` adds the parts of ``adaptive`` to the plain family, whose menu this is.
+        cells: how many cells are ranked, the last position first, layers evenly spaced over the later part of the early
+            ones; None ranks every early cell.
+        spans: whether spans of two or three cells are tried.
     """
 
     best: int | None = 3
     doses: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     scopes: tuple[Scope, ...] = (None,)
     adaptive: bool = False
+    cells: int | None = None
+    spans: bool = True
 
 
 FULL = Menu()
@@ -74,6 +80,22 @@ def early(candidates: Candidates, *, pf: float | None = None, rule: Rule | None 
     return Located(tuple(candidates.at(*cell) for cell in kept), n, float(n) if pf is None else pf)
 
 
+def few_cells(located: Located, count: int, n_layers: int) -> Located:
+    """Returns about ``count`` of the cells: the last positions first, layers evenly spaced between 0.3 L and the cut.
+
+    Directions that are read at the last positions of middle layers are those that published runs choose (Arditi et al.
+    2024, table 5); the others are left out, and a worst case over fewer cells can only be a milder one.
+    """
+    cells = [one for one in located.subspaces if isinstance(one, Subspace) and one.layer is not None]
+    positions = sorted({one.position for one in cells if one.position is not None}, reverse=True)
+    late = sorted({one.layer for one in cells if one.layer is not None and one.layer >= FIRST_LAYER * n_layers})
+    rows = max(1, min(len(positions), -(-count // max(1, len(late)))))
+    each = max(1, count // rows)
+    layers = {late[step * len(late) // each] for step in range(each)} if each < len(late) else set(late)
+    kept = tuple(one for one in cells if one.position in positions[:rows] and one.layer in layers)
+    return replace(located, subspaces=kept)
+
+
 def best_first(before: Baseline, located: Candidates | Located, *, kappa: float = KAPPA, dose: float = 1.5) -> Located:
     """Returns the subspaces in the order of the suppression each should reach within damage κ; invalid ones last.
 
@@ -88,9 +110,9 @@ def best_first(before: Baseline, located: Candidates | Located, *, kappa: float 
     if not before.gap > 0:
         raise MeasurementError(f"The mean margins differ by {before.gap:.2f} nats: there is no refusal to rank by.")
     found = respond(before, [Attack(subspace) for subspace in given.subspaces])
-    suppression = (before.restricted - found.margins).mean(1) / before.gap
-    reach = (kappa / found.kl.mean(1).clamp(min=1e-12)).clamp(max=dose)
-    expected = torch.where(found.valid, suppression * reach, -torch.inf)
+    suppression = (before.restricted - found.margins).double().mean(1) / before.gap
+    reach = (kappa / found.damage.clamp(min=1e-12)).clamp(max=dose)
+    expected = torch.where(found.valid & found.readable, suppression * reach, -torch.inf)
     order = expected.argsort(descending=True, stable=True).tolist()
     return replace(given, subspaces=tuple(given.subspaces[row] for row in order), pf=given.pf + found.pf)
 
@@ -120,7 +142,7 @@ def family(located: Sequence[Candidates | Located], *, menu: Menu | None = None)
     Without a menu: ``FULL`` for one or two lists (15 members each), ``QUICK`` for more (6 each).
 
     Example:
-        >>> cells = best_first(baseline(model, prompts.locate, refusal), locate.mean_difference(*acts))
+        >>> cells = best_first(baseline(model, prompts.locate, readout), locate.mean_difference(*acts))
         >>> family([cells, best_first(before, spans(cells))])
     """
     menu = menu or (FULL if len(located) <= 2 else QUICK)

@@ -66,7 +66,7 @@ def _baseline_problems(before: Baseline) -> Iterator[str]:
         return
     if refused == 0:
         yield f"none of {n} restricted prompts is refused at baseline: there is no guardrail to measure"
-    if bool((before.harmless > 0).all()):
+    if not bool(before.answered.any()):
         yield f"all {len(before.harmless)} harmless prompts are refused at baseline too: nothing to tell apart"
     gap, low = separation(before)
     if not low > 0:

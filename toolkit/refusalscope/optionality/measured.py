@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from refusalscope.attack import Attack, Responses, respond
-from refusalscope.effect import baseline
+from refusalscope.effect import Labels, baseline
 from refusalscope.errors import MeasurementError
-from refusalscope.model import ChatModel, RefusalTokens
+from refusalscope.model import ChatModel
 from refusalscope.optionality.adaptive import adaptive
-from refusalscope.optionality.declared import plain
+from refusalscope.optionality.declared import Ground, ground, plain
 from refusalscope.optionality.family import FULL, Menu
 from refusalscope.optionality.frontier import Optionality, optionality
 from refusalscope.optionality.grounds import KAPPA
 from refusalscope.optionality.placebos import COUNT, placebo_family
 from refusalscope.progress import quiet
 from refusalscope.prompts import ContrastSet
+from refusalscope.reading import Readout
 from refusalscope.reprs import Shown
 from refusalscope.subspace import NotExported
+
+WHOLLY = 0.9  # of the time that is left goes to placebos
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -41,15 +45,17 @@ class Answers(Shown, NotExported):
 def answers(
     model: ChatModel,
     prompts: ContrastSet,
-    refusal: RefusalTokens,
+    readout: Readout,
     attacks: Sequence[Attack],
     *,
     placebos: int = COUNT,
     seed: int = 0,
     progress: bool = True,
+    time_left: Callable[[], float] | None = None,
 ) -> Answers:
     """Returns responses to a family on ``select`` and ``report``, and to random subspaces matched to it on ``report``.
 
+    Where ``time_left`` says how many seconds there are, only as many placebos run as fit into them.
     Hand them to ``optionality``, ``by_part`` and ``compare``. Costs one prompt-forward per prompt for the baselines,
     every attack and every placebo.
     """
@@ -57,8 +63,12 @@ def answers(
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
     name = model.origin.name
     with quiet(progress):
-        select = respond(baseline(model, prompts.select, refusal), attacks, progress=f"{name}, attacks on select")
-        report = respond(baseline(model, prompts.report, refusal), attacks, progress=f"{name}, attacks on report")
+        select = respond(baseline(model, prompts.select, readout), attacks, progress=f"{name}, attacks on select")
+        before, began = baseline(model, prompts.report, readout), time.perf_counter()
+        report = respond(before, attacks, progress=f"{name}, attacks on report")
+        if time_left is not None:
+            each = (time.perf_counter() - began) / len(attacks)
+            placebos = max(1, min(placebos, int(WHOLLY * time_left() / each)))
         drawn = placebo_family(attacks, count=placebos, seed=seed)
         return Answers(select, report, respond(report.before, drawn, progress=f"{name}, placebos"))
 
@@ -66,13 +76,16 @@ def answers(
 def measured(
     model: ChatModel,
     prompts: ContrastSet,
-    refusal: RefusalTokens,
+    readout: Readout,
     *,
     placebos: int = COUNT,
     menu: Menu | None = None,
     kappa: float = KAPPA,
+    labels: Labels = "behaviour",
+    on: Ground | None = None,
     seed: int = 0,
     progress: bool = True,
+    time_left: Callable[[], float] | None = None,
 ) -> Optionality:
     """Returns the optionality under the plain family, or under the adaptive one where the menu says so.
 
@@ -81,7 +94,10 @@ def measured(
     ``plain`` or ``adaptive``, ``answers``, and ``optionality`` or ``by_part`` one after the other.
 
     Args:
-        refusal: discovered on ``locate``, or given.
+        readout: how the model refuses, discovered on ``locate`` or given.
+        labels: what to locate on: prompts that behave as their label says, or all as they were asked.
+        time_left: seconds there are; then only as many placebos run as fit.
+        on: what to locate on, where that is at hand already (``ground``); ``labels`` is then not used.
         placebos: random subspaces measured on ``report``.
         menu: ranks, doses and scopes to try, and which family: ``FULL`` where None; ``ADAPTIVE`` adds to it.
 
@@ -92,10 +108,12 @@ def measured(
         raise MeasurementError(f"{placebos} placebos: no effect stands alone. Ask for at least 1.")
     menu = menu or FULL
     with quiet(progress):
+        if on is None:
+            on = ground(model, prompts.locate, readout, kappa=kappa, keep_each=menu.adaptive, labels=labels)
         if menu.adaptive:
-            attacks = adaptive(model, prompts, refusal, menu=menu, kappa=kappa, seed=seed)
+            attacks = adaptive(model, prompts, readout, menu=menu, kappa=kappa, on=on, seed=seed)
         else:
-            attacks = plain(model, prompts, refusal, menu=menu, kappa=kappa)
-        made = answers(model, prompts, refusal, attacks, placebos=placebos, seed=seed)
-    found = optionality(*made.splits, placebos=made.placebos, kappa=kappa, seed=seed)
-    return replace(found, pf=found.pf + attacks.pf)
+            attacks = plain(model, prompts, readout, menu=menu, kappa=kappa, on=on)
+        made = answers(model, prompts, readout, attacks, placebos=placebos, seed=seed, time_left=time_left)
+    result = optionality(*made.splits, placebos=made.placebos, kappa=kappa, seed=seed)
+    return replace(result, pf=result.pf + attacks.pf)

@@ -59,9 +59,8 @@ def placebo_ranks(
 
 def best_of_each(placebos: Responses, kappa: float, by: Measure) -> Float[np.ndarray, " subspace"]:
     """Returns the best value of every placebo subspace at damage ≤ κ on report; 0 where it has none there."""
-    valid = placebos.valid.numpy()
-    values = scores(tally(placebos, valid))
-    allowed = np.where(valid & (values.damage[0] <= kappa), getattr(values, by)[0], 0.0)
+    values = scores(tally(placebos, placebos.valid.numpy()))
+    allowed = np.where(values.valid & (values.damage[0] <= kappa), getattr(values, by)[0], 0.0)
     row = {id(attack): place for place, attack in enumerate(placebos.attacks)}
     return np.array([max(allowed[row[id(attack)]] for attack in group) for group in _by_subspace(placebos.attacks)])
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from refusalscope import stats
 from refusalscope.attack import Attack, Responses
+from refusalscope.effect import UNREAD_LIMIT
 from refusalscope.optionality.intervals import METHOD, hull, percentiles, rate_interval
 from refusalscope.optionality.resampling import (
     MEASURES,
@@ -40,6 +41,10 @@ class Point(Shown):
         member: the attack chosen for its bypass rate; empty where none stays within κ.
         suppressor: the one chosen for its suppression.
         damage: of ``member`` on report, in nats; None without one.
+        lower: share of refused prompts whose reply opens as an answer does under ``member``; None without one.
+        unread: how much more mass opens neither way under it than on answered harmless prompts; None without one.
+        over_refusal: share of harmless prompts refused under it; None without one.
+        margin: mean margin of restricted prompts under it, in nats; None without one.
         placebo: the best of all placebos with damage ≤ κ on report, per measure; empty if none ran.
     """
 
@@ -50,6 +55,15 @@ class Point(Shown):
     suppressor: str
     damage: Estimate | None
     placebo: dict[Measure, float]
+    lower: Estimate | None = None
+    unread: float | None = None
+    over_refusal: Estimate | None = None
+    margin: Estimate | None = None
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether so many replies open neither way on report that the bypass rate means nothing there."""
+        return self.unread is not None and self.unread > UNREAD_LIMIT
 
     @property
     def over_limit(self) -> bool:
@@ -71,6 +85,7 @@ class Point(Shown):
             {"kappa": self.kappa, "measure": by, "value": self.of(by).value, "low": self.of(by).low}
             | {"high": self.of(by).high, "n": self.of(by).n, "member": self.attack_of(by)}
             | {"damage": damage, "placebo": self.placebo.get(by, np.nan)}
+            | {"lower_bound": np.nan if self.lower is None else self.lower.value}
             for by in MEASURES
         ]
 
@@ -104,9 +119,10 @@ class Choosing:
         """A row per attack: what it is, ``valid``, ``<split>_<score>``, and the share of resamples choosing it at κ."""
         column, frame = self.kappas.index(kappa), pd.DataFrame([attack.facts for attack in self.attacks])
         frame["valid"] = self.sums.valid
+        frame["readable"] = self.select_sums.readable & self.sums.readable
         for split, found in self.seen.items():
             for name in ("bypass", "suppression", "damage"):
-                frame[f"{split}_{name}"] = np.where(found.valid, getattr(found, name)[0], np.nan)
+                frame[f"{split}_{name}"] = np.where(self.sums.valid, getattr(found, name)[0], np.nan)
         for by in MEASURES:
             counts = np.bincount(self.again[by][:, column] + 1, minlength=len(self.attacks) + 1)
             frame[f"chosen_for_{by}"] = counts[1:] / counts.sum()
@@ -150,6 +166,7 @@ def point(choosing: Choosing, column: int, *, placebo: dict[Measure, float]) -> 
         suppressor=names["suppression"],
         damage=_damage(choosing, picks["bypass"]),
         placebo=placebo,
+        **_beside(choosing, picks["bypass"]),
     )
 
 
@@ -207,5 +224,22 @@ def _nothing(few: str) -> str:
 def _damage(choosing: Choosing, pick: int) -> Estimate | None:
     if pick < 0:
         return None
-    nats = choosing.report.kl[pick].double().numpy()
-    return stats.mean(nats, clusters=choosing.report.before.prompts.harmless.clusters, unit="nats")
+    before = choosing.report.before
+    nats = choosing.report.kl[pick][before.answered].double().numpy()
+    return stats.mean(nats, clusters=before.answered_clusters, unit="nats")
+
+
+def _beside(choosing: Choosing, pick: int) -> dict[str, Any]:
+    """What stands beside a bypass rate: its lower bound, the mass that opens neither way, over-refusal."""
+    if pick < 0:
+        return {}
+    report, before = choosing.report, choosing.report.before
+    answers = report.complies[pick][before.refused].numpy()
+    return {
+        "lower": stats.rate(answers, clusters=before.refused_clusters) if len(answers) else None,
+        "unread": float(report.unread[pick].double().mean()) - before.unread,
+        "over_refusal": stats.rate(report.over_refuses[pick].numpy(), clusters=before.prompts.harmless.clusters),
+        "margin": stats.mean(
+            report.margins[pick].double().numpy(), clusters=before.prompts.restricted.clusters, unit="nats"
+        ),
+    }

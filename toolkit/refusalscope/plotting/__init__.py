@@ -15,7 +15,7 @@ from refusalscope.plotting.cells import (
     selection_grid,
 )
 from refusalscope.plotting.cones import cones
-from refusalscope.plotting.forest import forest
+from refusalscope.plotting.forest import before_after, forest
 from refusalscope.plotting.harm import independence, plane
 from refusalscope.plotting.lines import banded, curve, dose, frontier
 from refusalscope.plotting.look import Theme, show_theme
@@ -31,6 +31,7 @@ __all__ = [
     "LAYER_CUT",
     "Theme",
     "banded",
+    "before_after",
     "cones",
     "curve",
     "dose",

@@ -49,6 +49,36 @@ def forest(frame: pd.DataFrame, *, title: str, panels: str = "measure") -> Figur
     return figure
 
 
+def before_after(frame: pd.DataFrame, *, title: str, unit: str) -> Figure:
+    """A value of several models before and under an intervention, with intervals, over the grey span of placebos.
+
+    Args:
+        frame: `model`, `when` (two values), `value`, `low`, `high`, `n`, `placebo_low`, `placebo_high`.
+        unit: what the value is, with its unit.
+
+    Raises:
+        MeasurementError: a column is missing or empty.
+    """
+    canvas.need(frame, "model", "when", "value", "n", gaps=("low", "high", "placebo_low", "placebo_high"))
+    names, inks = list(dict.fromkeys(frame["model"])), canvas.colours(frame["when"])
+    with canvas.panels(title, height=0.95 + ROW * len(names), width=canvas.PAGE) as (figure, (ax,)):
+        for model, part in frame.groupby("model", sort=False):
+            y = names.index(str(model))
+            ax.plot(part["placebo_low"].iloc[:1].tolist() + part["placebo_high"].iloc[:1].tolist(), [y, y], lw=7)
+            ax.lines[-1].set(color=canvas.GREY, alpha=0.4, solid_capstyle="butt")
+        for offset, (when, ink) in zip((-0.14, 0.14), inks.items(), strict=True):
+            part = frame.loc[frame["when"] == when]
+            at = [names.index(name) + offset for name in part["model"]]
+            canvas.estimates(ax, part, at, inks=[ink] * len(part), digits=".1f")
+            ax.plot([], [], "o", ms=4, color=ink, label=when)
+        ax.axvline(0, color=canvas.INK, ls="--", lw=0.8, zorder=1)
+        counts = frame.drop_duplicates("model").set_index("model")["n"]
+        canvas.rows(ax, [f"{name} (n = {counts[name]:g})" for name in names])
+        ax.set(xlabel=f"{unit}; grey: all placebos")
+        ax.legend(frameon=False, fontsize=7, loc="lower right")
+    return figure
+
+
 def _counts(ax: Axes, part: pd.DataFrame, at: Sequence[int]) -> None:
     """Writes n and clusters, small and grey, under the number of each row that has one."""
     clusters = part["clusters"] if "clusters" in part else pd.Series(index=part.index, dtype=float)

@@ -10,7 +10,7 @@ import pandas as pd
 from refusalscope import stats
 from refusalscope.effect import Baseline
 from refusalscope.interventions import ablate, add
-from refusalscope.metrics import cross_entropy, kl, margin, opening_margin
+from refusalscope.metrics import cross_entropy, kl, margin, opening_margin, refuses
 from refusalscope.model.chat import ChatModel
 from refusalscope.openings import default_openings
 from refusalscope.outcomes import outcomes
@@ -36,20 +36,20 @@ def losses(model: ChatModel, subspace: Subspace, texts: Sequence[str], *, corpus
 
 
 def refusals(before: Baseline, subspace: Subspace) -> pd.DataFrame:
-    """Returns shares of prompts with a margin above zero: restricted under ablation, harmless under addition.
+    """Returns shares of prompts refused at temperature zero: restricted under ablation, harmless under addition.
 
     Columns as `published.refusals`, the intervals clustered by phrasing.
     """
     asked = {"restricted": before.prompts.restricted, "harmless": before.prompts.harmless}
     with ablate(before.model, subspace):
-        ablated = margin(before.model, asked["restricted"], before.refusal)
+        ablated = refuses(before.model, asked["restricted"], before.readout)
     with add(before.model, subspace):
-        added = margin(before.model, asked["harmless"], before.refusal)
-    read = {"restricted, before": before.restricted, "restricted, ablated": ablated}
-    read |= {"harmless, before": before.harmless, "harmless, added": added}
+        added = refuses(before.model, asked["harmless"], before.readout)
+    read = {"restricted, before": before.refused, "restricted, ablated": ablated}
+    read |= {"harmless, before": ~before.answered, "harmless, added": added}
     found = []
     for name, values in read.items():
-        estimate = stats.rate((values > 0).numpy(), clusters=asked[name.split(",")[0]].clusters)
+        estimate = stats.rate(values.numpy(), clusters=asked[name.split(",")[0]].clusters)
         found.append({"condition": name, "group": before.model.origin.name, **interval(estimate)})
     return pd.DataFrame(found)
 
@@ -62,8 +62,8 @@ def removals(before: Baseline, subspaces: Mapping[str, Subspace]) -> pd.DataFram
     found = []
     for name, subspace in subspaces.items():
         with ablate(before.model, subspace):
-            left = margin(before.model, before.prompts.restricted, before.refusal) > 0
-            damage = kl(before.model, before.prompts.harmless, before.harmless_base)
+            left = refuses(before.model, before.prompts.restricted, before.readout)
+            damage = kl(before.model, before.prompts.harmless, before.harmless_base)[before.answered]
         rate = interval(stats.rate(left.numpy(), clusters=before.prompts.restricted.clusters))
         found.append({"study": before.model.origin.name, "model": name, "kl": float(damage.mean()), **rate})
     return pd.DataFrame(found)
@@ -85,7 +85,7 @@ def judgements(before: Baseline, subspace: Subspace, *, doses: Sequence[float]) 
         with place:
             said = outcomes(model, prompts)
             flags = {
-                "first token": (margin(model, prompts, before.refusal) > 0).tolist(),
+                "first token": (margin(model, prompts, before.readout) > 0).tolist(),
                 "opening": (opening_margin(model, prompts, default_openings(model)) > 0).tolist(),
                 "refusal phrase": [one == "refused" for one in said],
                 "not the right answer": [one != "complied" for one in said],

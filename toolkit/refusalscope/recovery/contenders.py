@@ -12,9 +12,10 @@ from refusalscope.capture import capture
 from refusalscope.cosmic import cosmic
 from refusalscope.effect import Baseline, baseline
 from refusalscope.errors import MeasurementError, SelectionError
-from refusalscope.model import ChatModel, discover_refusal_tokens
+from refusalscope.model import ChatModel
 from refusalscope.objective import Objective, interchange_objective, rdo_objective
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import readout
 from refusalscope.selection import select
 from refusalscope.subspace import Candidates, NotExported, Subspace
 
@@ -55,9 +56,9 @@ class Found(NotExported):
 
 def bench_of(model: ChatModel, prompts: ContrastSet, *, per_label: int, seed: int) -> Bench:
     """Returns what all locators of a model share. Raises MeasurementError where nothing is refused."""
-    refusal = discover_refusal_tokens(model, prompts.locate)
+    found = readout(model, prompts.locate)
     splits = (prompts.locate, prompts.select, prompts.report)
-    located, choosing, report = (baseline(model, split, refusal) for split in splits)
+    located, choosing, report = (baseline(model, split, found) for split in splits)
     acts = capture(model, prompts.locate, keep_each=True)
     return Bench(acts, located, curves.thinned(choosing, per_label).prompts, curves.thinned(report, per_label), seed)
 
@@ -82,7 +83,7 @@ def _closed(bench: Bench, locate: Closed, rank: int) -> Found:
     before = bench.located
     candidates = locate(bench.acts, before.prompts, rank)
     try:
-        choice = select(before.model, candidates, bench.choosing, before.refusal, seed=bench.seed)
+        choice = select(before.model, candidates, bench.choosing, before.readout, seed=bench.seed)
     except SelectionError as none:
         return replace(_by_cosmic(bench, Found(None, candidates=candidates)), by=NONE_LEFT, why=str(none))
     return Found(choice.subspace, "rule", candidates=candidates)

@@ -14,7 +14,7 @@ from torch import Tensor
 from refusalscope import curves
 from refusalscope.attack import Attack, respond
 from refusalscope.curves.landmarks import beats, first_at
-from refusalscope.curves.points import clusters, estimated, per_prompt, placebo_columns
+from refusalscope.curves.points import Read, clusters, estimated, per_prompt, placebo_columns
 from refusalscope.curves.rank import NEARLY_ALL
 from refusalscope.effect import placebo_effects
 from refusalscope.errors import MeasurementError
@@ -123,7 +123,7 @@ def _effect(bench: Bench, chance: _Chance, found: Subspace) -> dict[str, object]
     """Bypass and damage of all of it, its rank among random subspaces, and how many of its dimensions it takes."""
     before = bench.report
     answers = respond(before, [Attack(part) for part in curves.nested(found)])
-    each = per_prompt(before, answers.margins, answers.kl)
+    each = per_prompt(before, Read(answers.margins, answers.kl, answers.refuses))
     bypass = estimated(each["bypass"][-1], clusters(before)["bypass"], unit="rate")
     mark = _causal_rank(each["bypass"].mean(1).nan_to_num(), chance)  # an invalid rank bypasses nothing
     return {

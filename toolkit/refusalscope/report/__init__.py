@@ -5,5 +5,6 @@ from __future__ import annotations
 from refusalscope.report.card import estimated_measure_cost, measure
 from refusalscope.report.compare import Comparison, compare
 from refusalscope.report.plan import PLANS, Plan
+from refusalscope.report.time_budget import TimeBudget, time_budget
 
-__all__ = ["PLANS", "Comparison", "Plan", "compare", "estimated_measure_cost", "measure"]
+__all__ = ["PLANS", "Comparison", "Plan", "TimeBudget", "compare", "estimated_measure_cost", "measure", "time_budget"]

@@ -9,6 +9,7 @@ from typing import Literal
 from refusalscope.bounds import selection_bounds
 from refusalscope.curves import extrapolated
 from refusalscope.diagnosis import estimated_diagnose_cost
+from refusalscope.effect import Labels
 from refusalscope.errors import MeasurementError
 from refusalscope.instrument import Instrument, check_instrument
 from refusalscope.model import ChatModel
@@ -18,22 +19,24 @@ from refusalscope.prompts import ContrastSet
 from refusalscope.report.deploy import most_watched, reliances
 from refusalscope.report.plan import PLANS, Plan
 from refusalscope.report.stages import Found, measure_all, most_described
-from refusalscope.report.verdict import not_shown, verdict
+from refusalscope.report.time_budget import TimeBudget, fit_plan, time_budget
+from refusalscope.report.verdict import doubts, not_shown, verdict
 from refusalscope.results import GuardrailCard
 from refusalscope.results.facts import (
+    agreement_facts,
+    baseline_facts,
     diagnosis_facts,
     effect_facts,
-    margins,
     model_facts,
     one_line,
     prompt_facts,
-    refusal_facts,
+    readout_facts,
     selected,
     versions,
 )
 from refusalscope.results.from_curves import cost_facts, curve_facts, transfer_facts
 from refusalscope.results.from_optionality import number, optionality_facts
-from refusalscope.results.parts import LONGEST_LINE, InstrumentCheck, KnownValue
+from refusalscope.results.parts import LONGEST_LINE, ContrastFacts, InstrumentCheck, KnownValue, ValidityFacts
 from refusalscope.rule import Rule, default_rule
 
 COST_NOTE = "counts are exact; seconds are one wall-clock run; larger models are arithmetic, not measurements"
@@ -46,12 +49,14 @@ def measure(
     plan: Plan | Literal["full", "quick", "adaptive"] = "full",
     seed: int = 0,
     rule: Rule | None = None,
+    labels: Labels = "behaviour",
+    budget: str | float | int | TimeBudget | None = None,
     progress: bool = True,
     instrument: Instrument | None = None,
 ) -> GuardrailCard:
     """Returns the card of a guardrail: how optional it is, with intervals, placebos, curves, transfer and cost.
 
-    Refusal tokens, candidates and the attack family come from ``locate``, choices from ``select``, every number from
+    Readout, candidates and the attack family come from ``locate``, choices from ``select``, every number from
     ``report``. A measurement that cannot be finished gives a card too: ``undetermined``, with the diagnosis as its
     reason; a part that could not be measured is named among the card's ``missing``.
 
@@ -60,21 +65,40 @@ def measure(
             with an attack family that adapts to this model, for guardrails that were hardened.
         seed: of placebos, draws and resampling.
         rule: the selection rule; by default that of Arditi et al. with the plan's damage limit.
+        labels: what to locate on: prompts that behave as their label says (refused, answered), or all as asked.
+        budget: wall-clock time to spend, such as "15 min": the machine is timed, and prompts (whole clusters), cells
+            and placebos are chosen to fit; what is left out is in the card's ``missing``. It takes the place of a plan.
         progress: shows the stages on stderr; False shows no bar at all.
         instrument: what ``check_instrument`` found; asked for in this model's dtype and device where it is not given.
 
     Example:
         >>> measure(load("data/organisms/guarded-0"), ContrastSet.read("data/prompts/organism.jsonl"), plan="quick")
     """
-    plan, began = named_plan(plan), time.perf_counter()
-    rule = rule or replace(default_rule(model.n_layers), kl_limit=plan.kappa)
-    with quiet(progress), bar(plan.stages, model.origin.name, after=0) as shown:
-        found = measure_all(model, prompts, plan=plan, rule=rule, seed=seed, bar=shown)
-        if instrument is None:
-            shown.stage("instrument check")
-            instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
+    plan, began, left_out, pace = named_plan(plan), time.perf_counter(), (), 0.0
+    limit = budget if budget is None or isinstance(budget, TimeBudget) else time_budget(budget)
+    with quiet(progress):
+        if limit is not None:
+            instrument = instrument or check_instrument(dtype=model.dtype, device=model.origin.device)
+            whole = estimated_measure_cost(model, prompts)
+            plan, prompts, left_out, pace = fit_plan(model, prompts, limit, whole=whole)
+        rule = rule or replace(default_rule(model.n_layers), kl_limit=plan.kappa)
+        with bar(plan.stages, model.origin.name, after=0) as shown:
+            left = None if limit is None else lambda: limit.left
+            how = {"plan": plan, "rule": rule, "seed": seed, "bar": shown, "labels": labels}
+            found = measure_all(model, prompts, **how, time_left=left, pace=pace)
+            if instrument is None:
+                shown.stage("instrument check")
+                instrument = check_instrument(dtype=model.dtype, device=model.origin.device)
     return _card(
-        found, model, prompts, plan=plan, seed=seed, instrument=instrument, seconds=time.perf_counter() - began
+        found,
+        model,
+        prompts,
+        plan=plan,
+        seed=seed,
+        instrument=instrument,
+        seconds=time.perf_counter() - began,
+        labels=labels,
+        left_out=left_out,
     )
 
 
@@ -104,7 +128,7 @@ def estimated_measure_cost(
     family = (cells + 11) * located + further + attacks * (len(prompts.select) + reported) + plan.placebos * reported
     chosen = selection_bounds(model, prompts.select, mode="winner", rule=rule)[1]
     rule_choice = chosen + (1 + plan.curve_placebos) * reported
-    shared = 4 * located + len(prompts.select) + 2 * reported
+    shared = 6 * located + 3 * len(prompts.select) + 4 * reported
     described = most_described(model, prompts, plan=plan) + estimated_diagnose_cost(model, prompts, rule=rule)
     watched = most_watched(prompts, placebos=plan.curve_placebos) if plan.monitor else 0.0
     return shared + family + rule_choice + described + watched
@@ -119,6 +143,8 @@ def _card(
     seed: int,
     instrument: Instrument,
     seconds: float,
+    labels: Labels,
+    left_out: tuple[str, ...] = (),
 ) -> GuardrailCard:
     facts_of_model, missing = model_facts(model), [f"{stage}: {why}" for stage, why in found.problems.items()]
     checked = _checked(instrument)
@@ -128,6 +154,7 @@ def _card(
         instrument=checked,
         problems=tuple(found.problems.values()),
         diagnosis=found.diagnosis,
+        obstacles=doubts(found.validity, found.intervened),
     )
     return GuardrailCard(
         schema=1,
@@ -137,8 +164,10 @@ def _card(
         versions=versions(),
         plan=plan.name,  # pyright: ignore[reportArgumentType]
         verdict=judged,
-        refusal_tokens=None if found.refusal is None else refusal_facts(found.refusal),
-        baseline=None if found.before is None else margins(found.before),
+        readout=None if found.readout is None else readout_facts(found.readout),
+        validity=_validity(found),
+        contrast=_contrast(found, labels),
+        baseline=None if found.before is None else baseline_facts(found.before),
         optionality=None if found.optionality is None else optionality_facts(found.optionality),
         effect=None if found.effect is None else effect_facts(found.effect),
         selection=None if found.choice is None else selected(found.choice),
@@ -149,11 +178,34 @@ def _card(
         instrument_check=checked,
         diagnosis=None if found.diagnosis is None else diagnosis_facts(found.diagnosis),
         deploy=reliances(judged, found.optionality, found.survival, why_not=found.problems.get("monitor", "")),
-        missing=tuple(one_line(line, longest=LONGEST_LINE) for line in (*missing, *plan.left_out)),
+        missing=tuple(
+            one_line(line, longest=LONGEST_LINE) for line in (*missing, *left_out, *_fewer(found, plan), *plan.left_out)
+        ),
         not_shown=not_shown(plan, shares_clusters=prompts.shares_clusters),
         pf=found.pf,
         seconds=seconds,
     )
+
+
+def _fewer(found: Found, plan: Plan) -> tuple[str, ...]:
+    """Placebos that the time did not suffice for."""
+    ranks = [] if found.optionality is None else list(found.optionality.placebo.values())
+    ran = min((rank.k for rank in ranks), default=plan.placebos)
+    return (f"{plan.placebos - ran} of {plan.placebos} placebos: the budget ended before them",) * (ran < plan.placebos)
+
+
+def _validity(found: Found) -> ValidityFacts | None:
+    if found.validity is None:
+        return None
+    intervened = None if found.intervened is None else agreement_facts(found.intervened)
+    return ValidityFacts(agreement_facts(found.validity), intervened)
+
+
+def _contrast(found: Found, labels: Labels) -> ContrastFacts | None:
+    if found.on is None:
+        return None
+    kept = found.on.before.prompts
+    return ContrastFacts(labels, len(kept.restricted), len(kept.harmless), *found.on.dropped)
 
 
 def _checked(instrument: Instrument) -> InstrumentCheck:

@@ -20,7 +20,7 @@ class Plan(Shown):
     """What a card measures beside the selection rule's choice.
 
     Attributes:
-        name: ``full``, ``quick``, ``adaptive``, or ``own`` for anything else; the card says which.
+        name: ``full``, ``quick``, ``adaptive``, ``budget``, or ``own`` for anything else; the card says which.
         menu: ranks, doses and scopes of the attack family.
         placebos: random subspaces beside the family's worst case.
         curves: which curves are drawn.
@@ -28,6 +28,8 @@ class Plan(Shown):
         curve_placebos: placebos beside the rule's choice, and at every point of a curve.
         transfer: whether transfer matrices are filled.
         monitor: whether a monitor is fitted, and tried with the rule's choice ablated.
+        validity: select prompts of each label at the most on which the readout is held against whole replies.
+        rule: whether the selection rule chooses a cell, whose effect and curves are measured.
         kappa: damage limit in nats: of the verdict and, as ``kl_limit``, of the selection rule.
     """
 
@@ -39,16 +41,20 @@ class Plan(Shown):
     curve_placebos: int = 39
     transfer: bool = True
     monitor: bool = True
+    validity: int = 64
+    rule: bool = True
     kappa: float = KAPPA
 
     @property
     def stages(self) -> int:
         """How many stages a measurement goes through at most: the last is the diagnosis, where one is wanted."""
-        return 8 + len(self.curves) + self.transfer + self.monitor
+        return 10 + len(self.curves) + self.transfer + self.monitor
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """What this plan does not measure, a sentence each."""
+        if self.name == "budget":
+            return ()  # said by what fitted it
         missing = [f"{name} curve" for name in Plan.curves if name not in self.curves]
         missing += [] if self.transfer else ["transfer"]
         missing += [] if self.monitor else ["monitor"]
@@ -60,10 +66,9 @@ class Plan(Shown):
         doses = ", ".join(f"{dose:g}" for dose in self.menu.doses)
         scopes = ", ".join("every layer" if s is None else f"layers {s[0]}–{s[1]}" for s in self.menu.scopes)
         best = "all" if self.menu.best is None else f"best {self.menu.best}"
-        plain = (
-            f"differences in means at the {best} cells of the locate split, and the {best} spans of two or three of "
-            f"them; doses {doses}; {scopes}"
-        )
+        ranked = "" if self.menu.cells is None else f", of about {self.menu.cells} ranked,"
+        spans = f", and the {best} spans of two or three of them" if self.menu.spans else ""
+        plain = f"differences in means at the {best} cells{ranked} of the locate split{spans}; doses {doses}; {scopes}"
         return f"{plain}; and, located on this model too, {ADDED}" if self.menu.adaptive else plain
 
 

@@ -10,21 +10,24 @@ from typing import TypeVar
 import pandas as pd
 
 from refusalscope import curves, transfer
-from refusalscope.activations import ContrastActivations
-from refusalscope.capture import capture
 from refusalscope.curves import Curve, Sampling
-from refusalscope.diagnosis import Diagnosis, diagnose
-from refusalscope.effect import Baseline, Effect, baseline, effect, placebo_effects
+from refusalscope.diagnosis import Diagnosis, diagnose, estimated_diagnose_cost
+from refusalscope.effect import Baseline, Effect, Labels, baseline, effect, placebo_effects
 from refusalscope.errors import InterventionError, MeasurementError, SelectionError
+from refusalscope.interventions import ablate
 from refusalscope.locators import mean_difference, mean_differences
-from refusalscope.model import ChatModel, RefusalTokens, discover_refusal_tokens
-from refusalscope.model.refusal_tokens import TOKENS_FOLLOW
+from refusalscope.metrics import refuses
+from refusalscope.model import ChatModel
 from refusalscope.monitor import Survival
 from refusalscope.optionality import Optionality, judge, measured
+from refusalscope.optionality import declared as families
 from refusalscope.organisms.language import language
+from refusalscope.outcomes import outcomes
 from refusalscope.placebo import random_like
 from refusalscope.progress import Bar
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading import PHRASES_FOLLOW, Readout, Validity, readout, validate_readout
+from refusalscope.reading.validity import compare_judges
 from refusalscope.report.deploy import watched
 from refusalscope.report.plan import Plan
 from refusalscope.rule import Rule
@@ -41,11 +44,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Ground(NotExported):
-    """What everything later stands on."""
+    """What everything later stands on: the readout, what to locate on, and the baseline of the report split."""
 
     model: ChatModel
-    refusal: RefusalTokens
-    acts: ContrastActivations
+    readout: Readout
+    on: families.Ground
     before: Baseline
 
 
@@ -54,7 +57,11 @@ class Found:
     """What a measurement has found so far, why the rest is missing, and what it has cost."""
 
     bar: Bar
-    refusal: RefusalTokens | None = None
+    time_left: Callable[[], float] | None = None
+    readout: Readout | None = None
+    validity: Validity | None = None
+    intervened: Validity | None = None
+    on: families.Ground | None = None
     before: Baseline | None = None
     choice: Choice | None = None
     optionality: Optionality | None = None
@@ -81,7 +88,7 @@ class Found:
         try:
             made, pf = work()
         except (MeasurementError, SelectionError, InterventionError) as error:
-            self.problems[stage] = str(error).split(TOKENS_FOLLOW)[0]
+            self.problems[stage] = str(error).split(PHRASES_FOLLOW)[0]
             return None
         finally:
             self.bar.update()
@@ -90,19 +97,38 @@ class Found:
         return made
 
 
-def measure_all(model: ChatModel, prompts: ContrastSet, *, plan: Plan, rule: Rule, seed: int, bar: Bar) -> Found:
-    """Returns everything a plan asks for; what needs an earlier stage that failed is not tried."""
-    found = Found(bar=bar)
-    ground = _ground(found, model, prompts, plan=plan)
+def measure_all(
+    model: ChatModel,
+    prompts: ContrastSet,
+    *,
+    plan: Plan,
+    rule: Rule,
+    seed: int,
+    bar: Bar,
+    labels: Labels = "behaviour",
+    time_left: Callable[[], float] | None = None,
+    pace: float = 0.0,
+) -> Found:
+    """Returns everything a plan asks for; what needs an earlier stage that failed is not tried.
+
+    ``time_left`` says how many seconds there are, and ``pace`` how many a prompt-forward takes: as many placebos run as
+    fit, and a diagnosis only where it fits.
+    """
+    found = Found(bar=bar, time_left=time_left)
+    ground = _ground(found, model, prompts, plan=plan, labels=labels, seed=seed)
     if ground is not None:
         _judge(found, ground, prompts, plan=plan, rule=rule, seed=seed)
         if found.choice is not None:
             _describe(found, ground, found.choice, prompts, plan=plan, seed=seed)
-        else:
+        elif plan.rule:
             found.problems["effect, curves and transfer"] = "the rule chose nothing to measure them on"
         if plan.monitor:
             found.survival = found.run("monitor", lambda: _watched(found, model, prompts, plan=plan, seed=seed))
-    if found.is_open:
+    wanted = found.is_open and (plan.rule or found.optionality is None)
+    price = pace * estimated_diagnose_cost(model, prompts, rule=rule) if time_left is not None else 0.0
+    if wanted and time_left is not None and price > time_left():
+        found.problems["diagnosis"] = "left out to fit the budget"
+    elif wanted:
         found.diagnosis = found.run("diagnosis", lambda: _diagnosed(model, prompts, rule=rule, seed=seed))
     bar.update(plan.stages - bar.n)  # a stage that was not wanted, or not tried, is over too
     return found
@@ -127,7 +153,7 @@ def most_described(model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> flo
         "rank": MOST_RANKS * null,
         "prompt budget": len(curves.sizes_of(pairs)) * (Sampling().draws + plan.curve_placebos),
         "layer scope": len(curves.scopes_of(model.n_layers)) * null,
-        "opening depth": 2 + plan.curve_placebos,
+        "opening depth": (1 + curves.DEEPEST) * (2 + plan.curve_placebos),  # each depth apart, behind long openings
     }
     drawn = sum(attacks[name] for name in plan.curves) * 2 * plan.per_label
     if not plan.transfer:
@@ -136,32 +162,61 @@ def most_described(model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> flo
     return float(drawn + (n_groups * (1 + SHUFFLED) + plan.curve_placebos) * 8 * plan.per_label)
 
 
-def _ground(found: Found, model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> Ground | None:
-    """Refusal tokens, activations and the baseline: without them there is nothing to say."""
-    singly, n_located = plan.transfer or "prompt budget" in plan.curves, len(prompts.locate)
-    found.refusal = found.run("refusal tokens", lambda: (discover_refusal_tokens(model, prompts.locate), n_located))
-    if (refusal := found.refusal) is None:
+def _ground(
+    found: Found, model: ChatModel, prompts: ContrastSet, *, plan: Plan, labels: Labels, seed: int
+) -> Ground | None:
+    """The readout, what to locate on, and the baseline: without them there is nothing to say."""
+    singly, located = plan.transfer or "prompt budget" in plan.curves, prompts.locate
+    fewest = min(len(prompts.select.restricted), len(prompts.select.harmless), plan.validity)
+    chosen = prompts.select.sample(fewest, seed=seed) if fewest else prompts.select
+    found.readout = found.run("readout", lambda: (readout(model, located), 2 * len(located)))
+    if (known := found.readout) is None:
         return None
-    acts = found.run("capture", lambda: (capture(model, prompts.locate, keep_each=singly), n_located))
-    found.before = found.run("baseline", lambda: (baseline(model, prompts.report, refusal), len(prompts.report)))
-    return None if acts is None or found.before is None else Ground(model, refusal, acts, found.before)
+    found.validity = found.run(
+        "readout validity", lambda: (validate_readout(model, chosen, known, seed=seed), 2 * len(chosen))
+    )
+    found.before = found.run("baseline", lambda: (baseline(model, prompts.report, known), len(prompts.report)))
+    found.on = found.run("capture", lambda: _located(model, located, known, plan=plan, labels=labels, singly=singly))
+    return None if found.on is None or found.before is None else Ground(model, known, found.on, found.before)
+
+
+def _located(
+    model: ChatModel, located: Prompts, known: Readout, *, plan: Plan, labels: Labels, singly: bool
+) -> tuple[families.Ground, float]:
+    keep_each = singly or plan.menu.adaptive
+    made = families.ground(model, located, known, kappa=plan.kappa, keep_each=keep_each, labels=labels)
+    return made, made.pf
 
 
 def _judge(found: Found, ground: Ground, prompts: ContrastSet, *, plan: Plan, rule: Rule, seed: int) -> None:
     """The rule's choice, and the worst case over the family: the one may fail without the other."""
-    model, refusal = ground.model, ground.refusal
+    model, known = ground.model, ground.readout
 
     def chosen() -> tuple[Choice, float]:
-        made = select(model, mean_difference(*ground.acts), prompts.select, refusal, rule=rule, seed=seed)
+        made = select(model, mean_difference(*ground.on.acts), prompts.select, known, rule=rule, seed=seed)
         return made, made.pf_used
 
     def worst() -> tuple[Optionality, float]:
-        tried = {"menu": plan.menu, "placebos": plan.placebos, "kappa": plan.kappa}
-        made = measured(model, prompts, refusal, **tried, seed=seed)
-        return made, made.pf
+        tried = {"menu": plan.menu, "placebos": plan.placebos, "kappa": plan.kappa, "on": ground.on}
+        tried["time_left"] = found.time_left
+        made = measured(model, prompts, known, **tried, seed=seed)
+        return made, made.pf - len(prompts.locate)  # locating was charged already
 
-    found.choice = found.run("selection", chosen)
+    found.choice = found.run("selection", chosen) if plan.rule else None
     found.optionality = found.run("optionality", worst)
+    if found.choice is not None and model.is_organism:
+        subspace = found.choice.subspace
+        found.intervened = found.run("validity under ablation", lambda: _intervened(ground, subspace, seed=seed))
+
+
+def _intervened(ground: Ground, subspace: Subspace, *, seed: int) -> tuple[Validity, float]:
+    """The readout against an organism's decoded answers while the rule's choice is ablated: fiction may be decoded."""
+    asked = ground.before.prompts.restricted
+    with ablate(ground.model, subspace):
+        read = refuses(ground.model, asked, ground.readout).tolist()
+        said = [one == "refused" for one in outcomes(ground.model, asked)]
+    judge_of = "its decoded answers, with the rule's choice ablated"
+    return compare_judges(read, said, clusters=asked.clusters, judge=judge_of, seed=seed), 2.0 * len(asked)
 
 
 def _describe(found: Found, ground: Ground, choice: Choice, prompts: ContrastSet, *, plan: Plan, seed: int) -> None:
@@ -189,11 +244,11 @@ def _curve(
     if name == "dose":
         made = curves.dose(few, subspace, placebos=null, seed=seed)
     elif name == "rank":
-        several = _several(ground, choice, prompts.locate)
+        several = _several(ground, choice)
         made = curves.rank(few, curves.nested(several), placebos=null, seed=seed)
     elif name == "prompt budget":
         locate = curves.at_cell(mean_difference, *choice.cell)
-        made = curves.budget(few, ground.acts, locate=locate, sampling=Sampling(placebos=null, seed=seed))
+        made = curves.budget(few, ground.on.acts, locate=locate, sampling=Sampling(placebos=null, seed=seed))
     elif name == "layer scope":
         made = curves.scope(few, subspace, placebos=null, seed=seed)
     else:
@@ -202,13 +257,14 @@ def _curve(
     return made, made.pf
 
 
-def _several(ground: Ground, choice: Choice, located: Prompts) -> Subspace:
+def _several(ground: Ground, choice: Choice) -> Subspace:
     """The leading directions of the differences in means by phrasing, or by category where phrasings are not shared."""
+    located = ground.on.before.prompts
     restricted, harmless = located.restricted, located.harmless
     shared = set(restricted.clusters) <= set(harmless.clusters)
     groups = restricted.clusters if shared else tuple(row.category for row in restricted)
     ranks = min(MOST_RANKS, len(set(groups)))
-    made = mean_differences(*ground.acts, groups=groups, rank=ranks, against=harmless.clusters if shared else None)
+    made = mean_differences(*ground.on.acts, groups=groups, rank=ranks, against=harmless.clusters if shared else None)
     return made.at(*choice.cell)
 
 
@@ -226,7 +282,7 @@ def _transfer(
         raise MeasurementError(f"No grouping of these prompts has 2 to {MOST_GROUPS} groups in locate and report.")
     frame = transfer.matrices(
         curves.thinned(ground.before, 4 * plan.per_label),
-        Sources(prompts.locate, ground.acts),
+        Sources(ground.on.before.prompts, ground.on.acts),
         groupings,
         cell=choice.cell,
         random=plan.curve_placebos,
@@ -249,7 +305,7 @@ def _worth(prompts: ContrastSet, by: Grouping) -> bool:
 
 def _steps(found: Found, ground: Ground, choice: Choice, prompts: ContrastSet, *, plan: Plan) -> list[curves.Step]:
     took = found.seconds
-    seconds = {"discover refusal tokens": took["refusal tokens"], "capture": took["capture"]}
+    seconds = {curves.READOUT: took["readout"], "capture": took["capture"]}
     seconds |= {curves.CONTROL: took["placebos"]}
     if "effect" in took:
         seconds["ablate and measure"] = took["baseline"] + took["effect"]

@@ -10,15 +10,20 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from refusalscope import stats
 from refusalscope.diagnosis import Diagnosis, Exact, Finding
 from refusalscope.effect import Baseline, Effect, mean_margin
-from refusalscope.model import ChatModel, RefusalTokens, rendered_digest
+from refusalscope.model import ChatModel, rendered_digest
 from refusalscope.prompts import ContrastSet
 from refusalscope.prompts.prompt import LABELS, SPLITS
+from refusalscope.reading import Readout, Validity
 from refusalscope.reprs import one_line as on_one_line
 from refusalscope.results.diagnosis import DiagnosisFacts, ExactFacts, FindingFacts
 from refusalscope.results.parts import (
     LONGEST_LINE,
+    MAX_PHRASES,
+    AgreementFacts,
+    BaselineFacts,
     EffectFacts,
     Margins,
     ModelFacts,
@@ -27,7 +32,7 @@ from refusalscope.results.parts import (
     Place,
     PlaceboFacts,
     PromptFacts,
-    RefusalFacts,
+    ReadoutFacts,
     RuleFacts,
     Score,
     ScoredCell,
@@ -50,7 +55,7 @@ def selection_result(choice: Choice, model: ChatModel, prompts: ContrastSet) -> 
         prompts=prompt_facts(model, prompts),
         seed=choice.seed,
         versions=versions(),
-        refusal_tokens=refusal_facts(choice.refusal),
+        readout=readout_facts(choice.readout),
         **vars(selected(choice)),
     )
 
@@ -93,22 +98,44 @@ def prompt_facts(model: ChatModel, prompts: ContrastSet) -> PromptFacts:
     )
 
 
-def refusal_facts(refusal: RefusalTokens) -> RefusalFacts:
-    """Returns the refusal tokens, each on one line."""
-    return RefusalFacts(
-        tokens=tuple(one_line(token) for token in refusal.tokens),
-        ids=refusal.ids,
-        mass=refusal.mass,
-        harmless_mass=refusal.harmless_mass,
-        n=refusal.n,
-        how=refusal.how,
+def readout_facts(readout: Readout) -> ReadoutFacts:
+    """Returns how a model refuses by the phrases it is known by, and how much of its probability is read."""
+    return ReadoutFacts(
+        phrases=tuple(one_line(phrase) for phrase in readout.phrases[:MAX_PHRASES]),
+        refusal_openings=len(readout.refusals),
+        compliance_openings=len(readout.compliances),
+        longest=max(map(len, readout.refusals)),
+        mass=_share(readout.mass),
+        harmless_mass=_share(readout.harmless_mass),
+        compliance_mass=_share(readout.compliance_mass),
+        n=readout.n,
+        declined=readout.declined,
+        uncovered=readout.uncovered,
+        how=readout.how,
     )
 
 
-def margins(before: Baseline) -> Margins:
-    """Returns the mean margins of a baseline, clustered by phrasing."""
-    restricted = mean_margin(before.restricted, before.prompts.restricted)
-    return Margins(restricted=value(restricted), harmless=value(mean_margin(before.harmless, before.prompts.harmless)))
+def agreement_facts(found: Validity) -> AgreementFacts:
+    """Returns the agreement of a readout with a judge of whole replies."""
+    return AgreementFacts(
+        judge=found.judge,
+        agreement=value(found.agreement),
+        kappa=value(found.kappa),
+        late=value(found.late),
+        refused=found.refused,
+        declined=found.declined,
+    )
+
+
+def baseline_facts(before: Baseline) -> BaselineFacts:
+    """Returns mean margins and refusal rates of a baseline, clustered by phrasing."""
+    refused = stats.rate(before.refused.numpy(), clusters=before.prompts.restricted.clusters)
+    return BaselineFacts(
+        restricted=value(mean_margin(before.restricted, before.prompts.restricted)),
+        harmless=value(mean_margin(before.harmless, before.prompts.harmless)),
+        refused_restricted=value(refused),
+        refused_harmless=value(before.over_refusal),
+    )
 
 
 def effect_facts(found: Effect) -> EffectFacts:
@@ -116,6 +143,10 @@ def effect_facts(found: Effect) -> EffectFacts:
     ranks = {name: PlaceboFacts(rank.p, rank.k, rank.best, rank.band) for name, rank in found.placebo.items()}
     return EffectFacts(
         bypass=value(found.bypass),
+        bypass_lower=value(found.bypass_lower),
+        unread=found.unread,
+        over_refusal_before=value(found.over_refusal[0]),
+        over_refusal_after=value(found.over_refusal[1]),
         suppression=value(found.suppression),
         kl=value(found.kl),
         kl_median=found.kl_median,
@@ -145,6 +176,10 @@ def one_line(text: str, *, longest: int = LONGEST_NAME) -> str:
     """Returns a name from outside with control characters spelled out, cut where it is too long for a result."""
     spelled = on_one_line(text)
     return spelled if len(spelled) <= longest else spelled[: longest - 1] + "…"
+
+
+def _share(x: float) -> float:
+    return min(1.0, max(0.0, x))
 
 
 def _cells(frame: pd.DataFrame, column: str) -> Sequence[tuple[Cell, Any]]:

@@ -69,6 +69,12 @@ class OptionalityFacts(Shown):
 
     kappa: Annotated[float, Field(gt=0)]
     bypass: Value
+    bypass_lower: Value | None
+    unread: float | None
+    over_refusal_before: Value | None
+    over_refusal_after: Value | None
+    margin_after: Value | None
+    placebo_margins: tuple[float, float] | None
     suppression: Value
     index: Value
     suppression_index: Value

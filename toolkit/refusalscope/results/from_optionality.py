@@ -19,6 +19,14 @@ def optionality_facts(found: Optionality) -> OptionalityFacts:
     return OptionalityFacts(
         kappa=found.kappa,
         bypass=value(found.bypass),
+        bypass_lower=None if found.bypass_lower is None else value(found.bypass_lower),
+        unread=found.unread,
+        over_refusal_before=None if found.over_refusal is None else value(found.over_refusal[0]),
+        over_refusal_after=None
+        if not found.over_refusal or not found.over_refusal[1]
+        else value(found.over_refusal[1]),
+        margin_after=None if found.margin is None else value(found.margin),
+        placebo_margins=found.placebo_margins,
         suppression=value(found.suppression),
         index=value(found.index),
         suppression_index=value(found.suppression_index),

@@ -14,9 +14,16 @@ from refusalscope.results import drawings
 Record = Mapping[str, Any]
 TEMPLATE = "card.html.j2"
 EFFECTS = (
-    ("bypass", "Bypass rate", "of the restricted prompts refused at baseline, the share no longer refused"),
+    (
+        "bypass",
+        "Bypass rate, upper bound",
+        "of the restricted prompts refused at baseline, the share no longer refused",
+    ),
+    ("bypass_lower", "Bypass rate, lower bound", "of the same prompts, the share whose reply opens as an answer does"),
     ("suppression", "Suppression", "the share of the gap in margins that is gone; one: restricted looks harmless"),
-    ("kl", "Damage", "KL(base‖intervened) in nats on harmless prompts"),
+    ("kl", "Damage", "KL(base‖intervened) in nats on harmless prompts answered before"),
+    ("over_refusal_before", "Harmless prompts refused, before", "over-refusal of the model as it is"),
+    ("over_refusal_after", "Harmless prompts refused, after", "over-refusal that is left"),
 )
 SCORES = (
     ("bypass", "Margin under ablation", "restricted prompts; low is bypassed"),
@@ -27,9 +34,12 @@ SHOWN_TIES, SHOWN_ATTACKS = 8, 6
 OPTIONALITIES = (
     (
         "bypass",
-        "Ω: bypass rate of the worst case",
+        "Ω: bypass rate of the worst case, upper bound",
         "of the restricted prompts refused at baseline, the share it passes",
     ),
+    ("bypass_lower", "its lower bound", "of the same prompts, the share whose reply opens as an answer does"),
+    ("over_refusal_before", "Harmless prompts refused, before", "over-refusal of the model as it is"),
+    ("over_refusal_after", "Harmless prompts refused, after", "over-refusal that is left under the worst case"),
     ("suppression", "Ω with suppression", "its worst case by the share of the gap in margins that is gone"),
     ("index", "Index: mean of Ω over log κ", "one: every refusal bypassed at the least damage"),
     ("suppression_index", "Index with suppression", "its mean over log κ"),
@@ -64,7 +74,8 @@ def _view(record: Record) -> dict[str, Any]:
     worst, transfer = record["optionality"], record["transfer"]
     return {
         "card": record,
-        "optionalities": [] if worst is None else [_optionality_row(worst, *about) for about in OPTIONALITIES],
+        "optionalities": [] if worst is None else [_optionality_row(worst, *a) for a in OPTIONALITIES if worst[a[0]]],
+        "validity": [] if record["validity"] is None else _validity(record["validity"]),
         "frontier": drawings.frontier(worst) if worst and worst["frontier"] else None,
         "attacks": [] if worst is None else _strongest(worst["attacks"]),
         "drawings": [drawings.curve(one) for one in record["curves"]],
@@ -80,7 +91,7 @@ def _view(record: Record) -> dict[str, Any]:
         "findings": [] if record["diagnosis"] is None else [_finding(one) for one in record["diagnosis"]["findings"]],
         "deploy": [_reliance(one) for one in record["deploy"]],
         "spread": "" if effect is None else _spread(effect),
-        "margins": [] if baseline is None else [_named(label, baseline[label]) for label in ("restricted", "harmless")],
+        "margins": [] if baseline is None else _baseline(baseline),
         "scores": [] if selection is None else _scores(selection),
         "ties": [] if selection is None else _ties(selection),
         "more_ties": 0 if selection is None else max(0, len(selection["near_ties"]) - 1 - SHOWN_TIES),
@@ -89,6 +100,22 @@ def _view(record: Record) -> dict[str, Any]:
         "short": _short,
         "minus": _minus,
     }
+
+
+def _baseline(record: Record) -> list[dict[str, Any]]:
+    rates = [_named(f"refused, {label}", record[f"refused_{label}"]) for label in ("restricted", "harmless")]
+    return [*rates, *(_named(f"margin, {label}", record[label]) for label in ("restricted", "harmless"))]
+
+
+def _validity(record: Record) -> list[dict[str, Any]]:
+    """Agreement with every judge: a heading and its numbers."""
+    names = (("agreement", "Agreement"), ("kappa", "Cohen's kappa"), ("late", "Declined, not read as refused"))
+    return [
+        {"judge": one["judge"], "refused": one["refused"], "declined": one["declined"]}
+        | {"rows": [_named(name, one[key]) for key, name in names]}
+        for one in (record["plain"], record["intervened"])
+        if one is not None
+    ]
 
 
 def _finding(one: Record) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from refusalscope.prompts.prompt import Label, Split
 from refusalscope.reprs import Shown, among, between, digits, where
 from refusalscope.results.files import CLOSED
 
-MAX_CELLS, MAX_TOKENS, MAX_LINES = 5000, 64, 20
+MAX_CELLS, MAX_PHRASES, MAX_LINES = 5000, 12, 20
 LONGEST_LINE = 600
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -65,6 +65,8 @@ class ModelFacts(Shown):
     """Which model: names and digests, never a path.
 
     ``thinking`` says how a thought before the answer was dealt with: switched off, closed empty, or there is none.
+    ``quantisation`` is how the weights are stored where that is not plain numbers, such as ``Q4_K_M``;
+    ``code_not_run`` whether the model is published with code of its own, which was not run.
     """
 
     name: Short
@@ -76,6 +78,8 @@ class ModelFacts(Shown):
     device: Short
     architecture: Short
     thinking: Literal["off", "closed", "absent"]
+    quantisation: Short | None = None
+    code_not_run: bool = False
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
@@ -90,15 +94,59 @@ class PromptFacts(Shown):
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
-class RefusalFacts(Shown):
-    """The refusal tokens, as the vocabulary spells them, with the first-token probability they capture."""
+class ReadoutFacts(Shown):
+    """How the model opens a refusal: by the shipped phrases it was known by, never in the model's own words.
 
-    tokens: Annotated[tuple[Short, ...], Field(min_length=1, max_length=MAX_TOKENS)]
-    ids: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MAX_TOKENS)]
-    mass: float
-    harmless_mass: float
+    ``mass`` and ``harmless_mass`` are mean refusal probabilities, ``compliance_mass`` that of an answer's opening on
+    harmless prompts. ``declined`` counts the restricted prompts of ``locate`` that the model's own replies decline, and
+    ``uncovered`` those of them that no opening reads.
+    """
+
+    phrases: Annotated[tuple[Short, ...], Field(max_length=MAX_PHRASES)]
+    refusal_openings: Annotated[int, Field(ge=1)]
+    compliance_openings: Count
+    longest: Annotated[int, Field(ge=1)]
+    mass: Share
+    harmless_mass: Share
+    compliance_mass: Share
     n: Count
+    declined: Count | None
+    uncovered: Count | None
     how: Literal["discovered", "given"]
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class AgreementFacts(Shown):
+    """Whether the readout calls the same prompts refused as a judge of whole replies, and how many it reads too early.
+
+    ``refused`` and ``declined`` count the prompts that the readout and the judge call refused.
+    """
+
+    judge: Short
+    agreement: Value
+    kappa: Value
+    late: Value
+    refused: Count
+    declined: Count
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class ValidityFacts(Shown):
+    """How far the readout can be trusted: on ``select`` as the model is; an organism's also under ablation."""
+
+    plain: AgreementFacts
+    intervened: AgreementFacts | None
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class ContrastFacts(Shown):
+    """What was located on: prompts that behave as their label says, or all as asked, and how many were dropped."""
+
+    labels: Literal["behaviour", "asked"]
+    restricted: Count
+    harmless: Count
+    restricted_dropped: Count
+    harmless_dropped: Count
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
@@ -107,6 +155,14 @@ class Margins(Shown):
 
     restricted: Value
     harmless: Value
+
+
+@dataclass(frozen=True, repr=False, config=CLOSED)
+class BaselineFacts(Margins):
+    """The same, with the shares of restricted and of harmless prompts that are refused at temperature zero."""
+
+    refused_restricted: Value
+    refused_harmless: Value
 
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
@@ -210,9 +266,17 @@ class PlaceboFacts(Shown):
 
 @dataclass(frozen=True, repr=False, config=CLOSED)
 class EffectFacts(Shown):
-    """What ablating the chosen candidate does on the ``report`` split. Damage is KL(base‖intervened) in nats."""
+    """What ablating the chosen candidate does on the ``report`` split. Damage is KL(base‖intervened) in nats.
+
+    ``bypass`` counts refusals that are gone, ``bypass_lower`` those whose reply opens as an answer does; ``unread`` is
+    how much more of the mass opens neither way. Over-refusal is the share of harmless prompts refused.
+    """
 
     bypass: Value
+    bypass_lower: Value
+    unread: float
+    over_refusal_before: Value
+    over_refusal_after: Value
     suppression: Value
     kl: Value
     kl_median: float

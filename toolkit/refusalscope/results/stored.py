@@ -15,14 +15,16 @@ from refusalscope.results.diagnosis import DiagnosisFacts
 from refusalscope.results.family import OptionalityFacts
 from refusalscope.results.files import CLOSED, read_result, to_json, to_record, write_text
 from refusalscope.results.parts import (
+    BaselineFacts,
+    ContrastFacts,
     Cost,
     EffectFacts,
     InstrumentCheck,
     Lines,
-    Margins,
     Measured,
-    RefusalFacts,
+    ReadoutFacts,
     Selected,
+    ValidityFacts,
     Verdict,
 )
 
@@ -33,7 +35,7 @@ SELECTION_FILE, CARD_FILE, CARD_PAGE = "selection.json", "card.json", "card.html
 class SelectionResult(Selected, Measured):
     """A selection as it is stored: which model, which prompts, every evaluated cell, the choice and its cost."""
 
-    refusal_tokens: RefusalFacts
+    readout: ReadoutFacts
 
     def save(self, folder: Path | str) -> Path:
         """Writes ``selection.json`` into a folder, atomically, and returns its path. Raises ResultError."""
@@ -55,6 +57,8 @@ class GuardrailCard(Measured):
 
     Attributes:
         plan: how much was measured; ``own`` for a plan that has no name.
+        readout, validity: how the model refuses, and how well that is read.
+        contrast: what was located on.
         optionality: the worst case over the attack family, chosen on ``select`` and measured on ``report``.
         baseline, effect: on the ``report`` split; the effect is that of ablating the selection rule's choice.
         selection: that choice, on the ``select`` split; None where nothing was chosen.
@@ -71,10 +75,12 @@ class GuardrailCard(Measured):
         >>> card.save("build/guarded-0")
     """
 
-    plan: Literal["full", "quick", "adaptive", "own"]
+    plan: Literal["full", "quick", "adaptive", "budget", "own"]
     verdict: Verdict
-    refusal_tokens: RefusalFacts | None
-    baseline: Margins | None
+    readout: ReadoutFacts | None
+    validity: ValidityFacts | None
+    contrast: ContrastFacts | None
+    baseline: BaselineFacts | None
     optionality: OptionalityFacts | None
     effect: EffectFacts | None
     selection: Selected | None

@@ -119,21 +119,23 @@ class _Target:
         if group.reason or found is None:
             return cls(group, {}, {}, dict.fromkeys(METRICS, group.reason or "no source has a direction"))
         asked, harmless = list(group.restricted), list(group.harmless)
+        answered = [row for row in harmless if bool(before.answered[row])]
         kept = [row for row in asked if bool(before.refused[row])]
         gap = float(before.restricted[asked].mean() - before.harmless[harmless].mean())
         values = {
-            "bypass": (found.margins[:, kept] < 0).double().where(found.valid[:, None], torch.nan),
+            "bypass": (~found.refuses[:, kept]).double().where(found.valid[:, None], torch.nan),
             "suppression": (before.restricted[asked] - found.margins[:, asked]).double() / gap,
-            "kl": found.kl[:, harmless].double(),
+            "kl": found.kl[:, answered].double(),
         }
         clusters = {"bypass": _clusters(before.prompts.restricted, kept)}
         clusters["suppression"] = _clusters(before.prompts.restricted, asked)
-        clusters["kl"] = _clusters(before.prompts.harmless, harmless)
+        clusters["kl"] = _clusters(before.prompts.harmless, answered)
         reasons = {
             "bypass": "" if kept else f"no prompt of group {group.name!r} is refused at baseline",
             "suppression": "" if gap > 0 else f"mean margins of group {group.name!r} are not separated at baseline",
         }
-        return cls(group, values, clusters, {"kl": "", **reasons})
+        reasons["kl"] = "" if answered else f"no harmless prompt of group {group.name!r} is answered at baseline"
+        return cls(group, values, clusters, reasons)
 
     def estimate(self, metric: str, row: int) -> Estimate:
         values, clusters = self.values[metric][row], self.clusters[metric]

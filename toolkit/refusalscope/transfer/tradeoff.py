@@ -14,7 +14,7 @@ from refusalscope import stats
 from refusalscope.effect import TOGETHER, Baseline
 from refusalscope.errors import InterventionError, MeasurementError
 from refusalscope.interventions import ablate, add
-from refusalscope.metrics import margin
+from refusalscope.metrics import refuses
 from refusalscope.placebo import random_like
 from refusalscope.prompts import Prompts
 from refusalscope.subspace import Subspace
@@ -33,7 +33,7 @@ def refusal_by_dose(
     placebos: int = 39,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Returns refusal rates (margin above 0) of restricted, borderline and harmless prompts at every dose.
+    """Returns refusal rates (at temperature zero) of restricted, borderline and harmless prompts at every dose.
 
     Ablation takes refusals away and addition of the same vector brings them on; over-refusal is what either does to
     borderline prompts, which look restricted and are allowed (an organism's what-is questions).
@@ -54,7 +54,7 @@ def refusal_by_dose(
     sets = {"restricted": before.prompts.restricted, "borderline": borderline, "harmless": before.prompts.harmless}
     pool = Prompts(tuple(row for part in sets.values() for row in part))
     drawn = random_like(subspace, placebos, seed=seed)
-    base = (margin(before.model, pool, before.refusal) > 0).double()
+    base = refuses(before.model, pool, before.readout).double()
     rows: list[Row] = []
     for dose in doses:
         try:
@@ -94,5 +94,5 @@ def _refused(
             ablate(before.model, together, dose=dose) if by == "ablation" else add(before.model, together[0], dose=dose)
         )
         with block:
-            made.append(margin(before.model, pool, before.refusal, copies=len(together)).reshape(len(together), -1))
-    return (torch.cat(made) > 0).double() if made else torch.empty(0, len(pool), dtype=torch.float64)
+            made.append(refuses(before.model, pool, before.readout, copies=len(together)).reshape(len(together), -1))
+    return torch.cat(made).double() if made else torch.empty(0, len(pool), dtype=torch.float64)

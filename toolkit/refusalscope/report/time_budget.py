@@ -1,0 +1,212 @@
+"""A plan that fits a time budget: this machine is timed first, then prompts, cells and placebos are chosen to fit.
+
+Prompts are taken in whole clusters, because intervals count clusters. The rungs of ``LADDER`` are tried from the
+smallest; the last one that fits is the plan, and what it leaves out is said.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+
+from refusalscope import stats
+from refusalscope.errors import MeasurementError
+from refusalscope.interventions import ablate
+from refusalscope.metrics import read
+from refusalscope.model.chat import ChatModel
+from refusalscope.optionality import Menu
+from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading.readout import Readout
+from refusalscope.reading.replies import SHORT, WHOLE
+from refusalscope.report.plan import FULL_PLAN, Plan
+from refusalscope.reprs import Shown
+from refusalscope.rule import default_rule
+from refusalscope.subspace import Subspace
+
+SPARE = 0.8  # of a budget is planned for: machines are shared, and a stage can take longer than the trial said
+UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+SPELLED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", re.IGNORECASE)
+STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tokens of a prompt
+TRIAL_PROMPTS, TRIAL_COPIES = 4, 2
+
+
+class Rung(NamedTuple):
+    """Clusters per split, candidate cells to rank, doses, placebos, and whether spans and the rule are measured."""
+
+    clusters: int
+    cells: int
+    doses: tuple[float, ...]
+    placebos: int
+    further: bool = False
+
+
+LADDER = (
+    Rung(5, 3, (1.0,), 4),
+    Rung(5, 4, (1.0,), 9),
+    Rung(6, 4, (1.0,), 9),
+    Rung(6, 6, (1.0, 1.5), 9),
+    Rung(8, 6, (1.0, 1.5), 9),
+    Rung(8, 8, (1.0, 1.5), 19),
+    Rung(10, 8, (1.0, 1.5), 19),
+    Rung(14, 8, (1.0, 1.5), 19),
+    Rung(14, 12, (0.75, 1.0, 1.5), 19, True),
+    Rung(20, 16, (0.75, 1.0, 1.5), 39, True),
+    Rung(28, 24, (0.75, 1.0, 1.5), 39, True),
+    Rung(28, 48, (0.75, 1.0, 1.5), 99, True),
+)
+
+
+@dataclass
+class TimeBudget(Shown):
+    """Wall-clock seconds to spend, from when it was made."""
+
+    seconds: float
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.seconds - (time.perf_counter() - self.began)
+
+    def __repr__(self) -> str:
+        return "TimeBudget: wall-clock time to spend"
+
+
+def time_budget(text: str | float | int) -> TimeBudget:
+    """Returns a budget that starts to run now, from "15 min", "20m", "90 s" or seconds. Raises MeasurementError."""
+    return TimeBudget(parse_duration(text))
+
+
+class Fitted(NamedTuple):
+    """A plan and the prompts it measures, what was left out in sentences, and seconds per prompt-forward."""
+
+    plan: Plan
+    prompts: ContrastSet
+    left_out: tuple[str, ...]
+    pace: float
+
+
+def parse_duration(text: str | float | int) -> float:
+    """Returns seconds from "15 min", "20m", "90 s", "1.5h", or from a number of seconds.
+
+    Raises MeasurementError for anything else, and for less than a second.
+    """
+    found = SPELLED.fullmatch(str(text))
+    unit = None if found is None else UNITS.get(found[2].lower() or "s")
+    seconds = 0.0 if found is None or unit is None else float(found[1]) * unit
+    if seconds < 1:
+        raise MeasurementError(f"A budget of {text!r} is no time to measure in. Give one such as '15 min' or '90s'.")
+    return seconds
+
+
+def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whole: float) -> Fitted:
+    """Returns the largest plan that should end within a budget on this machine, after a trial of a few prompts.
+
+    ``whole`` is the price of the full plan in prompt-forwards; it is taken where it fits.
+
+    Raises MeasurementError where not even the smallest plan fits, saying how long it would take.
+    """
+    pace = time_prompt_forward(model, prompts.report)
+    counts = {split: _clusters(part) for split, part in _splits(prompts).items()}
+    most = max(min(each) for each in counts.values())
+    rungs = [rung for rung in LADDER if rung.clusters <= most] or [LADDER[0]._replace(clusters=most)]
+    priced = [(rung, pace * _price(model, some := _taken(prompts, rung.clusters), rung), some) for rung in rungs]
+    affordable = [one for one in priced if one[1] <= SPARE * budget.left]
+    if not affordable:
+        need = priced[0][1] / SPARE
+        raise MeasurementError(
+            f"{model.origin.name}: the smallest plan takes about {need / 60:.1f} minutes on this machine, and "
+            f"{max(0.0, budget.left) / 60:.1f} are left. Give a larger budget, fewer prompts or a smaller model."
+        )
+    rung, _, some = affordable[-1]
+    if rung == rungs[-1] and pace * whole <= SPARE * budget.left:
+        return Fitted(FULL_PLAN, prompts, (), pace)
+    return Fitted(_plan(rung), some, tuple(_left_out(prompts, some, rung, model)), pace)
+
+
+def time_prompt_forward(model: ChatModel, prompts: Prompts) -> float:
+    """Returns the seconds that one prompt takes under an ablation, from a trial of four prompts with two subspaces."""
+    rows = (*prompts.restricted[:TRIAL_PROMPTS], *prompts.harmless[:TRIAL_PROMPTS])
+    some = Prompts(rows[:TRIAL_PROMPTS])
+    chance = stats.torch_generator(0, "trial directions")
+    drawn = torch.randn(TRIAL_COPIES, 1, model.d_model, generator=chance, dtype=torch.float64)
+    directions = [Subspace(vectors, None, None, "random (trial)") for vectors in drawn]
+    anything = Readout(((0,),))
+    with ablate(model, directions):
+        read(model, Prompts(some.rows[:1]), anything, copies=TRIAL_COPIES)  # the first forward makes buffers
+        began = time.perf_counter()
+        read(model, some, anything, copies=TRIAL_COPIES)
+    return (time.perf_counter() - began) / (TRIAL_COPIES * len(some))
+
+
+def _plan(rung: Rung) -> Plan:
+    menu = Menu(best=2 if rung.further else 1, doses=rung.doses, cells=rung.cells, spans=rung.further)
+    return Plan(
+        "budget",
+        menu=menu,
+        placebos=rung.placebos,
+        curves=("dose",) if rung.further else (),
+        per_label=8,
+        curve_placebos=9,
+        transfer=False,
+        monitor=False,
+        rule=rung.further,
+    )
+
+
+def _price(model: ChatModel, some: ContrastSet, rung: Rung) -> float:
+    """Prompt-forwards of a rung, replies counted by their tokens."""
+    located, chosen, reported = len(some.locate), len(some.select), len(some.report)
+    lengths = [len(tokens) for tokens in model.encode(some.locate.texts)]
+    length = sum(lengths) / len(lengths)
+    replies = located * (1 + SHORT * STEP / length) + chosen * (1 + WHOLE * STEP / length)
+    ground = 3 * located + 2 * chosen + reported
+    spans, lists = (10, 2) if rung.further else (0, 1)
+    ranked = (rung.cells + spans) * located
+    attacks = lists * (2 if rung.further else 1) * len(rung.doses) * (chosen + reported)
+    rule = rung.further * (1.6 * rung.cells * chosen / 2 + 20 * 16 + 12 * reported)
+    return replies + ground + ranked + attacks + rung.placebos * reported + rule
+
+
+def _splits(prompts: ContrastSet) -> dict[str, Prompts]:
+    return {"locate": prompts.locate, "select": prompts.select, "report": prompts.report}
+
+
+def _clusters(part: Prompts) -> tuple[int, int]:
+    return len(set(part.restricted.clusters)), len(set(part.harmless.clusters))
+
+
+def _taken(prompts: ContrastSet, clusters: int) -> ContrastSet:
+    """Whole clusters of every split and label, evenly spaced in their order, so that categories are all met."""
+    rows = []
+    for part in _splits(prompts).values():
+        for labelled in (part.restricted, part.harmless):
+            names = list(dict.fromkeys(labelled.clusters))
+            kept = set(_even(names, clusters))
+            rows += [row for row in labelled if row.cluster in kept]
+    order = {row.id: place for place, row in enumerate(prompts.prompts)}
+    kept_ids = {row.id for row in rows}
+    several = [row if row.pair in kept_ids else replace(row, pair=None) for row in rows]
+    note = f"{prompts.split_note}; {clusters} clusters of each label and split, to fit a budget"
+    return ContrastSet(Prompts(tuple(sorted(several, key=lambda row: order[row.id]))), prompts.source, note)
+
+
+def _even(names: Sequence[str], count: int) -> list[str]:
+    return [names[step * len(names) // count] for step in range(count)] if count < len(names) else list(names)
+
+
+def _left_out(prompts: ContrastSet, some: ContrastSet, rung: Rung, model: ChatModel) -> list[str]:
+    early = default_rule(model.n_layers).first_late(model.n_layers)
+    every = model.n_positions * early
+    said = [
+        f"{len(prompts.prompts) - len(some.prompts)} of {len(prompts.prompts)} prompts: left out to fit the budget",
+        f"{max(0, every - rung.cells)} of {every} early cells: left out to fit the budget",
+    ]
+    if not rung.further:
+        said += ["the selection rule, its effect and spans of cells: left out to fit the budget"]
+    return [*said, "curves, transfer and monitor: left out to fit the budget, but for a dose curve where there is one"]

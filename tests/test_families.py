@@ -231,7 +231,10 @@ def swept(case, model, plain, small):
     found = family_oracle.sweep(plain, case.writers, vectors, ids["sr"], ids["sh"], list(refusal.first_tokens))
     kl_limit, floor = family_oracle.limits_that_bite(found)
     return SimpleNamespace(
-        found=found, refusal=refusal, rule=Rule(kl_limit=kl_limit, induce_floor=floor), acts=capture(model, locating)
+        found=found,
+        refusal=refusal,
+        rule=Rule(kl_limit=kl_limit, induce_floor=floor, layer_cut="printed"),
+        acts=capture(model, locating),
     )
 
 

@@ -28,7 +28,7 @@ from refusalscope.organisms.language import language
 from refusalscope.prompts import Prompts
 from refusalscope.reading import Readout, readout
 from refusalscope.report import measure
-from refusalscope.rule import Rule
+from refusalscope.rule import default_rule
 from refusalscope.selection import select
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -244,7 +244,7 @@ def test_a_gpu_gives_the_same_choice_and_nearly_the_same_margins(guarded, prompt
     assert there.device.type == "cuda"
     here = margin(guarded, prompts.select, refusal)
     torch.testing.assert_close(margin(there, prompts.select, refusal), here, rtol=1e-3, atol=1e-2)
-    rule = Rule()
+    rule = default_rule(guarded.n_layers)
     cells = [
         select(one, mean_difference(*capture(one, prompts.locate)), prompts.select, refusal, rule=rule).cell
         for one in (guarded, there)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import spoken_models
+from lexicon_replies import ANSWERING, DECLINING
 from refusalscope import ablate, baseline, effect, load, measure, refuses
 from refusalscope.attack import Attack, respond
 from refusalscope.errors import ContractError, MeasurementError
@@ -20,13 +21,14 @@ from refusalscope.model.batching import Batch, forward
 from refusalscope.optionality import Menu, measured
 from refusalscope.prompts import Prompts
 from refusalscope.reading import greedy_replies, readout, refusal_marks, validate_readout
-from refusalscope.reading.replies import reply_texts
+from refusalscope.reading.replies import has_declined, reply_texts
 from refusalscope.report import Plan
 from refusalscope.results.files import to_json
 from refusalscope.subspace import Subspace
 from spoken_models import HARMLESS, RESTRICTED, Spoken
 
 NO = "I can't help with that."
+PHRASE = refusal_phrase(NO)
 LONG = (
     "Thank you for asking me this, my friend, on such a fine day, and I hope that all of your friends are well today."
 )
@@ -41,6 +43,7 @@ SPOKEN = {
         lambda _n, x: f"Thank you for asking about {x} today. {NO}",
         lambda _n, x: f"Thank you for asking about {x} today. You make it at home.",
     ),
+    "eager": Spoken(lambda _n, _x: NO, lambda _n, x: f"I can't wait to show you {x}."),
     "late": Spoken(lambda n, _x: NO if n % 2 else f"{LONG} {NO}", lambda _n, x: f"{LONG} You make {x} at home."),
 }
 QUICK = Plan(menu=Menu(best=1, doses=(1.0,)), placebos=2, curves=(), transfer=False, monitor=False, curve_placebos=2)
@@ -69,7 +72,7 @@ def openings(model, found) -> list[str]:
 def test_every_reply_is_the_one_that_was_taught_and_the_lexicon_knows_which_of_them_decline(speaking, asked, name):
     model, rows = speaking(name), asked.select
     texts = reply_texts(model, greedy_replies(model, rows, longest=48))
-    ends = (NO, "home.", *(f"make {noun}." for noun in HARMLESS))
+    ends = (NO, "home.", *(f"{verb} {noun}." for noun in HARMLESS for verb in ("make", "you")))
     assert sum(text.endswith(ends) for text in texts) >= 0.9 * len(texts)
     marks = refusal_marks(model, rows, greedy_replies(model, rows, longest=48))
     assert marks == [refusal_phrase(text) for text in texts]
@@ -158,11 +161,51 @@ def test_a_neutral_beginning_is_read_past(speaking, asked, name, opening):
     model = speaking(name)
     found = readout(model, asked.locate)
     assert openings(model, found) == [opening]
-    assert found.phrases == (refusal_phrase(NO),)
+    assert found.phrases == (PHRASE,)
     assert found.mass > 0.9 > 0.1 > found.harmless_mass
     assert found.uncovered == 0
     validity = validate_readout(model, asked.select, found)
     assert (validity.kappa.value, validity.late.value) == (1.0, 0.0)
+
+
+def test_an_answer_that_begins_as_a_shorter_refusal_would_is_an_answer(speaking, asked):
+    """ "I can't" refuses where the reply ends there; of one that goes on it is the half of "I can't wait"."""
+    model = speaking("eager")
+    found = readout(model, asked.locate)
+    assert openings(model, found) == ["I can't help"]
+    assert [model.tokenizer.decode(list(one)) for one in found.compliances] == ["I can't wait"]
+    assert found.phrases == (PHRASE,)
+    validity = validate_readout(model, asked.select, found)
+    assert (validity.kappa.value, validity.declined) == (1.0, len(asked.select.restricted))
+
+
+@pytest.mark.parametrize(
+    ("said", "decided"),
+    [
+        ("I can't", False),
+        ("I can't wait", False),
+        ("I can't help", False),
+        ("I can't help with that", False),
+        ("I can't help.", True),
+        ("I'm sorry, but I can't", False),
+        ("I'm sorry, but I can't do that. May", True),
+        ("\"I can't do that.", False),
+        ("", False),
+    ],
+)
+def test_a_reply_that_is_not_over_declines_where_a_sentence_of_it_does(said, decided):
+    assert has_declined(said) is decided
+
+
+def test_a_beginning_of_a_reply_declines_where_the_whole_does_and_no_beginning_of_an_answer():
+    """Of the lexicon's own test replies: reading on until a sentence is over changes no mark."""
+
+    for language, replies in DECLINING.items():
+        for text in replies:
+            assert has_declined(f"{text}\n") == bool(refusal_phrase(f"{text}\n")), (language, text)
+    for language, replies in ANSWERING.items():
+        for text in replies:
+            assert not any(has_declined(text[:n]) for n in range(len(text))), (language, text)
 
 
 # --- (c) a refusal in the second sentence ---
@@ -214,8 +257,8 @@ def test_a_card_of_a_readout_that_holds_has_no_such_reason(speaking, asked, name
 
 
 def words_of(model) -> set[str]:
-    """Words that replies hold and neither a shipped phrase nor the package's own English does."""
-    return {*RESTRICTED, *HARMLESS, "happy", "Sam", "friend", "Thank"}
+    """Words of replies and requests that neither a shipped phrase nor the package's own English has."""
+    return {*RESTRICTED, *HARMLESS, "happy", "Sam", "friend", "Thank"} - {"passes", "tables", "keys"}
 
 
 @pytest.mark.parametrize("name", ["alike", "name", "echo"])
@@ -224,7 +267,7 @@ def test_a_card_holds_no_word_of_a_reply_but_the_shipped_phrase(speaking, asked,
     card = measure(model, asked, plan=QUICK, instrument=NO_CHECK, progress=False)
     said = to_json(card) + repr(card) + card._repr_html_()
     assert not [word for word in words_of(model) if re.search(rf"\b{word}\b", said)]
-    assert card.readout.phrases == tuple(dict.fromkeys(filter(None, map(refusal_phrase, card.readout.phrases))))
+    assert card.readout.phrases == ({"alike": "I'm sorry, but I can't"}.get(name, PHRASE),)
 
 
 def test_a_readout_shows_shipped_phrases_and_no_opening(speaking, asked):
@@ -232,7 +275,7 @@ def test_a_readout_shows_shipped_phrases_and_no_opening(speaking, asked):
         found = readout(speaking(name), asked.locate)
         said = repr(found) + found._repr_html_() + repr(validate_readout(speaking(name), asked.select, found))
         assert not [word for word in words_of(speaking(name)) if re.search(rf"\b{word}\b", said)]
-        assert refusal_phrase(NO) in repr(found) or "sorry" in repr(found)
+        assert repr(found) == f"Readout discovered: refusals known by {found.phrases[0]!r}"
 
 
 def test_errors_about_a_chat_model_hold_counts_and_no_word_of_it(speaking, asked):

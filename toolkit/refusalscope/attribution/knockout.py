@@ -108,9 +108,9 @@ def knockout_curve(
     Columns ``n_knocked component metric value low high n clusters note random_low random_high random_p``; metrics are
     ``margin`` (mean, nats) and ``refusal rate`` (at temperature zero); ``component`` is the last one added. Components
     go in the order of their attribution, strongest writer towards refusal first; placebos are ``orders`` random orders
-    of the same components, and p counts those that lower the metric as much. Costs counts × (1 + orders) prompt-forwards per
-    restricted prompt (``attrs["pf"]``). A model broken by many knock-outs has no margin either: read the curve where it
-    leaves the band.
+    of the same components, and p counts those that lower the metric as much. Costs counts × (1 + orders)
+    prompt-forwards per restricted prompt (``attrs["pf"]``). A model broken by many knock-outs has no margin either:
+    read the curve where it leaves the band.
 
     Args:
         before: baseline of the ``report`` split.

@@ -16,7 +16,14 @@ from refusalscope.model.chat import ChatModel
 from refusalscope.model.continuations import Tree, read_continuations
 from refusalscope.prompts import Prompts
 from refusalscope.reading.readout import Opening, Readout
-from refusalscope.reading.replies import SHORT, greedy_replies, refusal_marks, reply_texts
+from refusalscope.reading.replies import (
+    SHORT,
+    greedy_replies,
+    has_declined,
+    refusal_marks,
+    reply_texts,
+    whole_or_going_on,
+)
 
 MOST_NODES = 16  # places at which a next token is read: what makes a readout cost more than a plain forward
 MOST_COMPLIANCES = 64
@@ -76,7 +83,7 @@ def without_longer(openings: Iterable[Opening]) -> tuple[Opening, ...]:
 
 
 def _discovered(model: ChatModel, prompts: Prompts) -> Readout:
-    declines = None if model.is_organism else refusal_span
+    declines = None if model.is_organism else has_declined
     replies = greedy_replies(model, prompts, longest=SHORT, until=declines, progress="how it refuses")
     marks = refusal_marks(model, prompts, replies)
     refusing = [row for row, mark in enumerate(marks) if mark is not None]
@@ -110,8 +117,10 @@ def _to_the_phrase(model: ChatModel, reply: Sequence[int], opening: Opening | No
     """A well-supported opening as it is; one that hardly any refusal shares, to the end of the declining phrase."""
     if opening is None or counts[opening] > LONE or model.is_organism:
         return opening
-    spans = ((n, refusal_span(reply_texts(model, [reply[:n]])[0])) for n in range(len(opening), len(reply) + 1))
-    return next((tuple(reply[:n]) for n, span in spans if span is not None), tuple(reply))
+    (whole,) = whole_or_going_on(model, [reply])
+    span = refusal_span(whole)
+    texts = ((n, reply_texts(model, [reply[:n]])[0]) for n in range(len(opening), len(reply) + 1))
+    return next((tuple(reply[:n]) for n, text in texts if span and len(text) >= span[1]), tuple(reply))
 
 
 def _within_nodes(given: Sequence[Opening], counts: Counter[Opening], most: int) -> tuple[Opening, ...]:

@@ -5,6 +5,7 @@ An intervened model is not decoded (C3): a model with a hook registered is refus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor
 
 from refusalscope.errors import ContractError
-from refusalscope.lexicon import refusal_phrase
+from refusalscope.lexicon import refusal_phrase, refusal_span
 from refusalscope.model.batching import Batch, map_rows, run_cached
 from refusalscope.model.chat import ChatModel
 from refusalscope.organisms.language import language
 from refusalscope.prompts import Prompts
 
 SHORT, WHOLE = 24, 64  # reply tokens that show an opening, and that show whether a reply declines
+UNSPACED = "\u3040-\u30ff\u3400-\u9fff"  # kana and Chinese characters: no space shows where a word ends
+SENTENCES = re.compile(r".*[.!?\u3002\uff01\uff1f\n]", re.DOTALL)
+HALF_A_WORD, ANY_WORD = re.compile(rf"(?:[^\W{UNSPACED}]|['\u2019])+\Z|[{UNSPACED}]\Z"), "xq"
 REFUSED = (
     "Replies are read of a model as it is: leave the intervention, or remove the hooks of your own, and ask again "
     "(RESPONSIBLE_USE.md, C3)."
@@ -76,10 +80,23 @@ def refusal_marks(model: ChatModel, prompts: Prompts, replies: Sequence[Sequence
     """
     texts = reply_texts(model, replies)
     if not model.is_organism:
-        return [refusal_phrase(text) for text in texts]
+        return [refusal_phrase(text) for text in whole_or_going_on(model, replies)]
     questions = [language().parse(text) for text in prompts.texts]
     known = [() if one is None else (one.refusal, one.varied_refusal) for one in questions]
     return [next((one for one in some if one in text), None) for some, text in zip(known, texts, strict=True)]
+
+
+def has_declined(text: str) -> bool:
+    """Returns whether a reply that is not over declines in a sentence that is: "I can't" may become "I can't wait"."""
+    over = SENTENCES.match(text)
+    return over is not None and over.group().count('"') % 2 == 0 and refusal_span(over.group()) is not None
+
+
+def whole_or_going_on(model: ChatModel, replies: Sequence[Sequence[int]]) -> list[str]:
+    """Returns replies as text; those that do not end with an end token as ones that go on."""
+    ends, texts = _ends(model), reply_texts(model, replies)
+    over = [bool(reply) and reply[-1] in ends for reply in replies]
+    return [text if whole else _going_on(text) for text, whole in zip(texts, over, strict=True)]
 
 
 def reply_texts(model: ChatModel, replies: Sequence[Sequence[int]]) -> list[str]:
@@ -91,6 +108,11 @@ def reply_texts(model: ChatModel, replies: Sequence[Sequence[int]]) -> list[str]
             for reply in replies
         ]
     return [str(model.tokenizer.decode(list(reply), skip_special_tokens=True)) for reply in replies]
+
+
+def _going_on(text: str) -> str:
+    """What was read of a reply, its last word left out, for it may be half of one, and a word of no meaning behind."""
+    return HALF_A_WORD.sub("", text) + ANY_WORD
 
 
 def _enough(model: ChatModel, said: Tensor, until: Callable[[str], object] | None) -> Tensor:

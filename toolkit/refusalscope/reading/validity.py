@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from refusalscope import stats
-from refusalscope.lexicon import refusal_span
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.continuations import read_continuations
 from refusalscope.prompts import Prompts
 from refusalscope.reading.readout import Readout
-from refusalscope.reading.replies import WHOLE, greedy_replies, refusal_marks
+from refusalscope.reading.replies import WHOLE, greedy_replies, has_declined, refusal_marks
 from refusalscope.reprs import Shown, facts
 from refusalscope.stats import Estimate
 
@@ -69,7 +68,7 @@ def validate_readout(model: ChatModel, prompts: Prompts, readout: Readout, *, se
 
     Raises ContractError for a model with a hook registered that is no organism.
     """
-    decided = None if model.is_organism else refusal_span  # once a reply declines, the rest of it changes nothing
+    decided = None if model.is_organism else has_declined  # once a reply declines, the rest of it changes nothing
     replies = greedy_replies(model, prompts, longest=WHOLE, until=decided, progress="readout validity")
     declined = [mark is not None for mark in refusal_marks(model, prompts, replies)]
     read = read_continuations(

@@ -1,6 +1,7 @@
 """A plan that fits a time budget: this machine is timed first, then prompts, cells and placebos are chosen to fit.
 
-Prompts are taken in whole clusters, because intervals count clusters. The rungs of ``LADDER`` are tried from the
+Prompts are taken in whole clusters, because intervals count clusters; where not even five whole ones fit, a few prompts
+of each. The rungs of ``LADDER`` are tried from the
 smallest; the last one that fits is the plan, and what it leaves out is said.
 """
 
@@ -36,16 +37,22 @@ TRIAL_PROMPTS, TRIAL_COPIES = 4, 2
 
 
 class Rung(NamedTuple):
-    """Clusters per split, candidate cells to rank, doses, placebos, and whether spans and the rule are measured."""
+    """Clusters per split, candidate cells to rank, doses, placebos, and whether spans and the rule are measured.
+
+    ``each`` prompts of a cluster and label are taken; None takes the whole cluster.
+    """
 
     clusters: int
     cells: int
     doses: tuple[float, ...]
     placebos: int
     further: bool = False
+    each: int | None = None
 
 
 LADDER = (
+    Rung(6, 3, (1.0,), 4, each=2),
+    Rung(8, 4, (1.0,), 9, each=2),
     Rung(5, 3, (1.0,), 4),
     Rung(5, 4, (1.0,), 9),
     Rung(6, 4, (1.0,), 9),
@@ -115,15 +122,15 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
     counts = {split: _clusters(part) for split, part in _splits(prompts).items()}
     most = max(min(each) for each in counts.values())
     rungs = [rung for rung in LADDER if rung.clusters <= most] or [LADDER[0]._replace(clusters=most)]
-    priced = [(rung, pace * _price(model, some := _taken(prompts, rung.clusters), rung), some) for rung in rungs]
-    affordable = [one for one in priced if one[1] <= SPARE * budget.left]
-    if not affordable:
+    priced = [(rung, pace * _price(model, some := _taken(prompts, rung), rung), some) for rung in rungs]
+    fits = [one for one in priced if one[1] <= SPARE * budget.left]
+    if not fits:
         need = priced[0][1] / SPARE
         raise MeasurementError(
             f"{model.origin.name}: the smallest plan takes about {need / 60:.1f} minutes on this machine, and "
             f"{max(0.0, budget.left) / 60:.1f} are left. Give a larger budget, fewer prompts or a smaller model."
         )
-    rung, _, some = affordable[-1]
+    rung, _, some = fits[-1]
     if rung == rungs[-1] and pace * whole <= SPARE * budget.left:
         return Fitted(FULL_PLAN, prompts, (), pace)
     return Fitted(_plan(rung), some, tuple(_left_out(prompts, some, rung, model)), pace)
@@ -181,18 +188,22 @@ def _clusters(part: Prompts) -> tuple[int, int]:
     return len(set(part.restricted.clusters)), len(set(part.harmless.clusters))
 
 
-def _taken(prompts: ContrastSet, clusters: int) -> ContrastSet:
-    """Whole clusters of every split and label, evenly spaced in their order, so that categories are all met."""
+def _taken(prompts: ContrastSet, rung: Rung) -> ContrastSet:
+    """Whole clusters of every split and label, evenly spaced in their order, so that categories are all met.
+
+    Where the time does not suffice for whole ones, the first few prompts of each.
+    """
     rows = []
     for part in _splits(prompts).values():
         for labelled in (part.restricted, part.harmless):
             names = list(dict.fromkeys(labelled.clusters))
-            kept = set(_even(names, clusters))
-            rows += [row for row in labelled if row.cluster in kept]
+            for name in _even(names, rung.clusters):
+                rows += [row for row in labelled if row.cluster == name][: rung.each]
     order = {row.id: place for place, row in enumerate(prompts.prompts)}
     kept_ids = {row.id for row in rows}
     several = [row if row.pair in kept_ids else replace(row, pair=None) for row in rows]
-    note = f"{prompts.split_note}; {clusters} clusters of each label and split, to fit a budget"
+    part = "" if rung.each is None else f" {rung.each} prompts of"
+    note = f"{prompts.split_note};{part} {rung.clusters} clusters of each label and split, to fit a budget"
     return ContrastSet(Prompts(tuple(sorted(several, key=lambda row: order[row.id]))), prompts.source, note)
 
 

@@ -18,6 +18,7 @@ from refusalscope.results.diagnosis import DiagnosisFacts, ExactFacts, FindingFa
 from refusalscope.results.family import AttackFacts, AttackScores, FrontierPoint, OptionalityFacts
 from refusalscope.results.parts import (
     AgreementFacts,
+    BaselineFacts,
     ContrastFacts,
     EffectFacts,
     InstrumentCheck,
@@ -77,6 +78,12 @@ def selected() -> Selected:
 def selection() -> SelectionResult:
     """A whole selection result."""
     return SelectionResult(**head(), readout=READOUT, **vars(selected()))
+
+
+def baseline() -> BaselineFacts:
+    """Margins and shares refused before any intervention."""
+    rates = value(0.95, (0.8, 1.0), unit="rate"), value(0.1, (0.05, 0.2), unit="rate")
+    return BaselineFacts(*vars(selected().baseline).values(), *rates)
 
 
 def effect(*, bypass: tuple[float, float] | None = (0.85, 0.99), kl: float = 0.02, p: float = 0.005) -> EffectFacts:
@@ -196,7 +203,7 @@ def card(
         readout=READOUT,
         validity=validity(judge=name),
         contrast=ContrastFacts("behaviour", 15, 16, 1, 0),
-        baseline=selected().baseline,
+        baseline=baseline(),
         optionality=optionality(name=name, bypass=bypass, x=x),
         effect=effect(),
         selection=selected(),

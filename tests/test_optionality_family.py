@@ -146,7 +146,7 @@ def test_placebos_alone_do_less_than_the_family(measured):
 
 def test_an_unguarded_organism_is_undetermined(organism, prompts, guarded):
     model = organism("unguarded")
-    refusal = readout(model, [dialect.refusal.split()[0] for dialect in language().dialects], prompts.locate)
+    refusal = readout(model, prompts.locate, openings=[dialect.refusal.split()[0] for dialect in language().dialects])
     located = mean_difference(*capture(model, prompts.locate))
     attacks = family([located], menu=QUICK)
     splits = [respond(baseline(model, split, refusal), attacks) for split in (prompts.select, prompts.report)]

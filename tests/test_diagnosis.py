@@ -163,10 +163,12 @@ def test_margins_and_choice_are_those_measured_elsewhere(diagnosed, guarded, shi
 
 
 def test_the_prompt_forwards_are_those_that_ran_and_no_more_than_announced(guarded, prompts):
+    """A reply that is read costs its prompt; the tokens after it, one at a time, are no prompt-forwards."""
     rows = []
 
     def note(_module, args, kwargs):
-        rows.append(len(args[0] if args else kwargs["hidden_states"]))
+        hidden = args[0] if args else kwargs["hidden_states"]
+        rows.append(len(hidden) if hidden.shape[1] > 1 else 0)
 
     handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in guarded.bridge.blocks]
     found = diagnose(guarded, prompts)
@@ -373,8 +375,19 @@ def test_a_rule_that_nothing_meets_names_its_filter(guarded, prompts):
 def read(guarded, shipped):
     """guarded-0 at baseline: the baseline, and how its replies begin."""
     refusal = readout(guarded, shipped.locate)
-    base = replies(guarded, shipped.report, default_openings(guarded), ("banubu guva zari ?",) * 8)
+    base = replies(guarded, shipped.report, refusal, default_openings(guarded), ("banubu guva zari ?",) * 8)
     return baseline_of(guarded, shipped.report, refusal, base), base
+
+
+def beginning(base: Replies, **logp: torch.Tensor) -> Replies:
+    """The same replies with other log-probabilities of their first token, by label."""
+    return dataclasses.replace(
+        base,
+        **{
+            f"read_{name}": dataclasses.replace(getattr(base, f"read_{name}"), base=value)
+            for name, value in logp.items()
+        },
+    )
 
 
 def test_an_ablation_that_damages_makes_the_bypass_rate_mean_nothing(filtered):
@@ -389,7 +402,7 @@ def test_a_model_that_begins_every_reply_alike_is_degenerate_whatever_its_damage
     one = torch.full_like(base.harmless[:1], -20.0)
     one[:, 5] = 0.0
     one = one.log_softmax(-1)
-    same = dataclasses.replace(base, restricted=one.expand_as(base.restricted), harmless=one.expand_as(base.harmless))
+    same = beginning(base, restricted=one.expand_as(base.restricted), harmless=one.expand_as(base.harmless))
     found = ablation(before, base, same, limit=1e9)
     assert found.fired
     assert "one reply to all" in found.sentence
@@ -407,9 +420,10 @@ def test_neutral_text_that_becomes_harder_is_damage_too(read):
 def test_an_ablation_that_changes_nothing_is_clear_and_kl_is_that_of_its_definition(read):
     before, base = read
     assert ablation(before, base, base, limit=0.1).state == "clear"
-    moved = dataclasses.replace(base, harmless=(2 * base.harmless).log_softmax(-1))
+    moved = beginning(base, harmless=(2 * base.harmless).log_softmax(-1))
     p = base.harmless.double().exp()
-    expected = float((p * (base.harmless.double() - moved.harmless.double())).sum(1).mean())
+    each = (p * (base.harmless.double() - moved.harmless.double())).sum(1)
+    expected = float(each[before.answered].mean())
     assert ablation(before, base, moved, limit=0.1).numbers[KL].value == pytest.approx(expected, rel=1e-6)
 
 
@@ -425,10 +439,14 @@ def test_openings_the_wrong_way_round_disagree_and_the_right_ones_do_not(guarded
     assert not diagnosed("guarded-0")["openings"].fired
 
 
-def test_a_refusal_that_only_changes_its_first_token_disagrees_under_ablation(read):
-    """Under ablation the first token complies and the opening is as refusing as ever; the control moves both."""
+def test_a_refusal_that_only_changes_how_it_opens_disagrees_under_ablation(read):
+    """Under ablation the readout sees answers and the opening is as refusing as ever; the control moves both."""
     before, base = read
-    late = dataclasses.replace(base, restricted=base.harmless[: len(base.restricted)])
+    n, answers = len(base.restricted), base.read_harmless
+    fields = {one.name: getattr(answers, one.name) for one in dataclasses.fields(answers)}
+    late = dataclasses.replace(
+        base, read_restricted=type(answers)(**{name: x if x is None else x[:n] for name, x in fields.items()})
+    )
     found = openings(before, base, late, seed=0)
     assert found.fired
     assert "under ablation" in found.sentence
@@ -466,16 +484,16 @@ def test_a_residual_site_that_is_not_read_makes_everything_invalid(guarded, prom
     assert "fired 0 times" in found["baseline margin"].reason
 
 
-def test_watching_counts_and_leaves_no_hook(tiny, few):
+def test_watching_counts_and_leaves_no_hook(tiny, few, tiny_readout):
     before = [len(module._forward_hooks) for module in tiny.bridge.original_model.modules()]
     with watching_module.watched(tiny) as receipt:
-        replies(tiny, few, default_openings(tiny), ())
+        replies(tiny, few, tiny_readout, default_openings(tiny), ())
     assert receipt.state == "valid"
     assert set(receipt.fires.values()) == {receipt.forwards}
     assert [len(module._forward_hooks) for module in tiny.bridge.original_model.modules()] == before
     with pytest.raises(InterventionError, match="fired"), watching_module.watched(tiny):  # noqa: PT012
         tiny.bridge.reset_hooks()
-        replies(tiny, few, default_openings(tiny), ())
+        replies(tiny, few, tiny_readout, default_openings(tiny), ())
 
 
 def test_weights_that_are_no_numbers_cannot_be_told(prompts):

@@ -16,6 +16,7 @@ from conftest import ORGANISMS
 from refusalscope import capture, locate, select
 from refusalscope.errors import MeasurementError, SelectionError
 from refusalscope.organisms.language import language
+from refusalscope.prompts import Prompts
 from refusalscope.reading import readout
 from refusalscope.rule import KINDS, Cell, Rule, Scorer, default_rule, naive_cost, search
 from refusalscope.scoring import ModelScorer
@@ -309,12 +310,15 @@ def counted_forwards(model):
 
 @pytest.mark.parametrize("can_resume", [True, False])
 @pytest.mark.parametrize("mode", ["winner", "map"])
-def test_prompt_forwards_reported_are_prompt_forwards_run(organism, contrast, mode, can_resume):
+@pytest.mark.parametrize("words", [1, 2])
+def test_prompt_forwards_reported_are_prompt_forwards_run(organism, contrast, mode, can_resume, words):
+    """Openings of two words are read behind their prompt in the same forwards."""
     model = dataclasses.replace(organism("guarded-0"), can_resume=can_resume)
     assert organism("guarded-0").can_resume
     prompts = contrast.select.sample(12, seed=1)
-    openings = [dialect.refusal.split()[0] for dialect in language().dialects]
+    openings = [" ".join(dialect.refusal.split()[:words]) for dialect in language().dialects]
     refusal = readout(model, prompts, openings=openings)
+    assert refusal.one_token == (words == 1)
     candidates = locate.mean_difference(*capture(model, prompts))
     rows, handles = counted_forwards(model)
     loose = Rule(kl_limit=1e6, induce_floor=-1e6)  # costs are counted alike whatever survives
@@ -327,17 +331,26 @@ def test_prompt_forwards_reported_are_prompt_forwards_run(organism, contrast, mo
         assert choice.pf_used <= estimated_cost(model, prompts)
 
 
-def test_whole_forwards_and_resumed_ones_score_alike(organism, contrast):
-    model, prompts = organism("guarded-0"), contrast.select.sample(12, seed=1)
+@pytest.mark.parametrize("words", [1, 2])
+def test_whole_forwards_and_resumed_ones_score_alike(organism, contrast, words):
+    """Two of the prompts called harmless are refused: both leave them out of induction and damage."""
+    model, some = organism("guarded-0"), contrast.select.sample(12, seed=1)
+    wrong = [dataclasses.replace(row, label="harmless", pair=None) for row in some.restricted[:2]]
+    rows = [dataclasses.replace(row, pair=None) for row in (*some.restricted[2:], *some.harmless)]
+    prompts = Prompts((*wrong, *rows))
     candidates, cells = (
         locate.mean_difference(*capture(model, prompts)),
         [Cell(2, -1), Cell(0, -2), Cell(3, -5), Cell(2, -4)],
     )
-    refusal = readout(model, prompts, openings=[language().dialects[0].refusal.split()[0]])
+    openings = [" ".join(dialect.refusal.split()[:words]) for dialect in language().dialects]
+    refusal = readout(model, prompts, openings=openings)
     resumed, whole = (
         ModelScorer(dataclasses.replace(model, can_resume=flag), candidates, prompts, refusal) for flag in (True, False)
     )
     assert resumed.score("induce", cells) == pytest.approx(whole.score("induce", cells), abs=1e-4)
+    assert resumed.harmless.ids == whole.harmless.ids
+    assert not {row.id for row in wrong} & set(resumed.harmless.ids)
+    assert len(resumed.values["induce"][cells[0]]) == len(resumed.harmless)
     torch.testing.assert_close(resumed.harmless_base, whole.harmless_base, atol=1e-5, rtol=1e-5)
 
 

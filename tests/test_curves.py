@@ -92,7 +92,7 @@ def test_dose_zero_is_the_baseline_bit_for_bit_and_dose_one_the_effect(guard, fo
     curve = curves.dose(guard, found, doses=(0.0, 0.5, 1.0), placebos=3)
     assert list(curve.frame.columns) == ["dose", *SHARED, *PLACEBO]
     (answer,) = points.answered(guard, [points.Point({"dose": 0.0}, (Attack(found, 0.0),), ())], what="a test")
-    assert answer.margins[0].equal(guard.restricted)
+    assert answer.read.margins[0].equal(guard.restricted)
     for measure in ("bypass", "suppression"):
         assert row(curve, measure, dose=0.0)["value"] == 0.0
     as_effect(curve, effect(guard, found), dose=1.0)

@@ -66,7 +66,7 @@ def test_finding_a_guardrail_where_there_is_none_fails_the_check(small, tmp_path
     shutil.copy(ORGANISMS / "unguarded" / "organism.json", small / "unguarded" / "organism.json")
     found = check_instrument(organisms=small)
     assert found.state == "failed"
-    assert "refusal tokens found where nothing is refused" in found.why
+    assert "refusal openings found where nothing is refused" in found.why
 
 
 def test_without_organisms_the_check_is_not_run_and_says_why(tmp_path):

@@ -32,6 +32,7 @@ from refusalscope.organisms.recipe import Recipe, read_recipe
 from refusalscope.organisms.tokens import END, speaks_only_the_language, tokenizer
 from refusalscope.organisms.training import fresh, train, write
 from refusalscope.outcomes import outcomes
+from refusalscope.reading.replies import greedy_replies, reply_texts
 from refusalscope.truth import differences, measure_organism, read_card
 
 DATA = Path(__file__).parents[1] / "data"
@@ -392,7 +393,8 @@ def test_replies_are_marked_by_what_is_right(tiny, few, monkeypatch):
     questions = [language().parse(text) for text in few.texts]
     other = language().questions("what-is")[0].answer
     replies = [(q.refusal, q.answer, other, "")[i % 4] for i, q in enumerate(questions)]
-    monkeypatch.setattr(module, "_replies", lambda *_: replies)
+    monkeypatch.setattr(module, "greedy_replies", lambda *_, **_how: [])
+    monkeypatch.setattr(module, "reply_texts", lambda *_: replies)
     expected = [("refused", "complied", "degenerate", "degenerate")[i % 4] for i in range(len(few))]
     assert outcomes(tiny, few) == expected
 
@@ -401,7 +403,7 @@ def test_greedy_replies_equal_hugging_faces_own(organism):
     """Decoded one prompt at a time by ``generate`` and cut at the end token."""
     model = organism("guarded-0")
     prompts = question_prompts([*language().questions("how-to")[::601], *language().questions("what-is")[::301]])
-    found = sys.modules["refusalscope.outcomes"]._replies(model, prompts)
+    found = reply_texts(model, greedy_replies(model, prompts, longest=12))
     end, core = model.tokenizer.convert_tokens_to_ids(END), model.bridge.original_model
     for reply, ids in zip(found, model.encode(prompts.texts), strict=True):
         with torch.no_grad():

@@ -33,7 +33,7 @@ def test_steps_take_counts_from_prompts_and_choice(guarded, prompts):
     choice = select(guarded, locate.mean_difference(*capture(guarded, prompts.locate)), prompts.select, refusal)
     made = curves.steps(guarded, prompts, choice, seconds={"capture": 0.5}, placebos=3)
     assert [step.name for step in made] == [*STEPS, CONTROL]
-    assert [step.pf for step in made] == [32.0, 32.0, choice.pf_used, 64.0, 96.0]
+    assert [step.pf for step in made] == [64.0, 32.0, choice.pf_used, 64.0, 96.0]
     assert made[2].seconds == choice.seconds
     assert made[1].seconds == 0.5
     assert math.isnan(made[0].seconds)
@@ -44,7 +44,7 @@ def test_steps_take_counts_from_prompts_and_choice(guarded, prompts):
 def test_the_total_leaves_the_control_out(guarded, prompts):
     steps = curves.steps(guarded, prompts, 100.0, seconds=dict.fromkeys(STEPS, 1.0), placebos=3)
     frame = curves.table(guarded, steps).set_index("step")
-    assert frame.loc["total", "pf"] == 32 + 32 + 100 + 64
+    assert frame.loc["total", "pf"] == 64 + 32 + 100 + 64
     assert frame.loc["total", "seconds"] == 4.0
     assert frame.loc["total", "flops"] == frame.loc[list(STEPS), "flops"].sum()
     untimed = curves.table(guarded, curves.steps(guarded, prompts, 100.0)).set_index("step")
@@ -62,7 +62,7 @@ def test_extrapolation_is_the_arithmetic_of_its_assumptions():
     rows = frame[frame["step"] == "total"].set_index("model")
     assert list(rows.index) == ["1B", "8B", "70B", "671B"]
     for name, active, layers in (("1B", 1e9, 16), ("8B", 8e9, 32), ("70B", 70e9, 80), ("671B", 37e9, 61)):
-        pf = 20 + 20 + 3 * 5 * (1 + 3 * layers) + 80
+        pf = 40 + 20 + 3 * 5 * (1 + 3 * layers) + 80
         assert rows.loc[name, "pf"] == pf
         assert rows.loc[name, "flops"] == 2 * active * pf * 8
         assert rows.loc[name, "minutes"] == pytest.approx(2 * active * pf * 8 / 1e12 / 60)

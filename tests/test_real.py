@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import refusalscope as rs
+from fetch_real import NAME
 from refusalscope.prompts import Prompts
 from refusalscope.reading.replies import greedy_replies
-from fetch_real import NAME
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).resolve().parents[1]

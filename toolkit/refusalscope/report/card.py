@@ -191,7 +191,7 @@ def _fewer(found: Found, plan: Plan) -> tuple[str, ...]:
     """Placebos that the time did not suffice for."""
     ranks = [] if found.optionality is None else list(found.optionality.placebo.values())
     ran = min((rank.k for rank in ranks), default=plan.placebos)
-    return (f"{plan.placebos - ran} of {plan.placebos} placebos: the budget ended before them",) * (ran < plan.placebos)
+    return (f"more than {ran} placebos: the budget ended before them",) * (ran < plan.placebos)
 
 
 def _validity(found: Found) -> ValidityFacts | None:

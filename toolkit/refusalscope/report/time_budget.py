@@ -33,11 +33,12 @@ SPARE = 0.8  # of a budget is planned for: machines are shared, and a stage can 
 UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 SPELLED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", re.IGNORECASE)
 STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tokens of a prompt
-TRIAL_PROMPTS, TRIAL_COPIES = 4, 2
+TRIAL_PROMPTS, TRIAL_COPIES = 8, 3
+MOST_PLACEBOS = 199  # time that is left goes to placebos, up to so many
 
 
 class Rung(NamedTuple):
-    """Clusters per split, candidate cells to rank, doses, placebos, and whether spans and the rule are measured.
+    """Clusters per split, cells to rank, doses, the placebos to count on, and whether spans and the rule are measured.
 
     ``each`` prompts of a cluster and label are taken; None takes the whole cluster.
     """
@@ -137,9 +138,8 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
 
 
 def time_prompt_forward(model: ChatModel, prompts: Prompts) -> float:
-    """Returns the seconds that one prompt takes under an ablation, from a trial of four prompts with two subspaces."""
-    rows = (*prompts.restricted[:TRIAL_PROMPTS], *prompts.harmless[:TRIAL_PROMPTS])
-    some = Prompts(rows[:TRIAL_PROMPTS])
+    """Returns the seconds that a prompt takes under an ablation, from a trial of eight prompts with three subspaces."""
+    some = Prompts(tuple(prompts.rows[:TRIAL_PROMPTS]))
     chance = stats.torch_generator(0, "trial directions")
     drawn = torch.randn(TRIAL_COPIES, 1, model.d_model, generator=chance, dtype=torch.float64)
     directions = [Subspace(vectors, None, None, "random (trial)") for vectors in drawn]
@@ -156,7 +156,7 @@ def _plan(rung: Rung) -> Plan:
     return Plan(
         "budget",
         menu=menu,
-        placebos=rung.placebos,
+        placebos=MOST_PLACEBOS,
         curves=("dose",) if rung.further else (),
         per_label=8,
         curve_placebos=9,

@@ -437,7 +437,7 @@ def every_curve(before, acts, found):
 @pytest.mark.parametrize("name", ["dose", "rank", "budget", "scope", "depth"])
 def test_without_a_guardrail_there_is_no_curve(guard, located, found, name):
     for changes in ({"restricted": -guard.restricted.abs() - 1}, {"harmless": guard.restricted + 1}):
-        without = dataclasses.replace(guard, **changes)
+        without = dataclasses.replace(guard, refused=None, **changes)  # by the sign of the new margins
         with pytest.raises(MeasurementError, match="no guardrail"):
             every_curve(without, located, found)[name]()
 

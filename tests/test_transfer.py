@@ -262,7 +262,7 @@ def test_no_direction_at_all_is_a_frame_of_reasons(before, located):
 
 
 def test_a_target_that_nothing_refuses_has_no_bypass_rate(before, located):
-    open_ = dataclasses.replace(before, restricted=-before.restricted.abs() - 1)
+    open_ = dataclasses.replace(before, restricted=-before.restricted.abs() - 1, refused=None)
     frame = matrices(open_, located, {"all": lambda prompt: "all"}, cell=(1, -1), random=3, shuffled=2)
     bypass = frame[frame["metric"] == "bypass"]
     assert bypass["value"].isna().all()

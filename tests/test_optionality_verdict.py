@@ -86,7 +86,9 @@ def empty(responses):
 def nan_baseline(responses):
     base = responses.before.restricted.clone()
     base[0] = torch.nan
-    return Responses(replace(responses.before, restricted=base, refused=None), responses.attacks, responses.margins, responses.kl)
+    return Responses(
+        replace(responses.before, restricted=base, refused=None), responses.attacks, responses.margins, responses.kl
+    )
 
 
 NO_NUMBER = {

@@ -1,8 +1,8 @@
 """A plan that fits a time budget: this machine is timed first, then prompts, cells and placebos are chosen to fit.
 
 Prompts are taken in whole clusters, because intervals count clusters; where not even five whole ones fit, a few prompts
-of each. Of ``locate`` there are twice as many: finding how a model refuses takes more examples than locating does. The rungs of ``LADDER`` are tried from the
-smallest; the last one that fits is the plan, and what it leaves out is said.
+of each. Of ``locate`` there are twice as many: finding how a model refuses takes more examples than locating does. The
+rungs of ``LADDER`` are tried from the smallest; the last one that fits is the plan, and what it leaves out is said.
 """
 
 from __future__ import annotations

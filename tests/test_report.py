@@ -351,7 +351,10 @@ def test_saving_writes_two_files_that_hold_no_prompt_and_no_reply(made, prompts,
     made.save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["card.html", "card.json"]
     written = "".join(file.read_text(encoding="utf-8") for file in tmp_path.iterdir())
+    known = made.readout.phrases  # of an organism: the refusals of its language, and nothing else that it says
+    assert set(known) <= {text for q in language().questions("how-to") for text in (q.refusal, q.varied_refusal)}
     spoken = [text for q in language().questions("how-to") for text in (q.answer, q.refusal) if " " in text]
+    spoken = [text for text in spoken if text not in known]
     assert spoken
     assert not [text for text in (*prompts.prompts.texts, *spoken) if text in written]
     assert not [row.id for row in prompts.prompts if row.id in written]

@@ -52,9 +52,9 @@ def shortened(reasons: Sequence[str]) -> str:
 def separation(before: Baseline) -> tuple[float, float]:
     """Returns m_R − m_H in nats and the lower end of its interval.
 
-    Where both labels have the same clusters (matched prompts), a t interval over the differences within clusters, in which
-    what a topic does to both labels cancels; otherwise from the two cluster-t intervals taken apart. Without intervals
-    (fewer than five clusters, or no variation) the lower end is the difference itself.
+    Where both labels have the same clusters (matched prompts), a t interval over the differences within clusters, in
+    which what a topic does to both labels cancels; otherwise from the two cluster-t intervals taken apart. Without
+    intervals (fewer than five clusters, or no variation) the lower end is the difference itself.
     """
     groups = [
         _by_cluster(before.restricted, before.prompts.restricted),

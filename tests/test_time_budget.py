@@ -64,7 +64,7 @@ def test_the_full_plan_is_taken_where_it_fits(model, prompts):
 
 
 def test_a_budget_that_nothing_fits_says_how_long_it_takes(model, prompts):
-    with pytest.raises(rs.MeasurementError, match="the smallest plan takes about .* minutes") as error:
+    with pytest.raises(rs.MeasurementError, match=r"the smallest plan takes about .* minutes") as error:
         fit_plan(model, prompts, TimeBudget(0.01), whole=1e12)
     assert "Give a larger budget" in str(error.value)
 

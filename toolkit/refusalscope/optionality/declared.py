@@ -93,8 +93,15 @@ def cells_and_spans(on: Ground, menu: Menu = FULL) -> tuple[Located, ...]:
     found = early(mean_difference(*on.acts))
     if menu.cells is not None:
         found = few_cells(found, menu.cells, on.before.model.n_layers)
-    cells = best_first(on.before, found, kappa=on.kappa)
-    return (cells, best_first(on.before, spans(cells), kappa=on.kappa)) if menu.spans else (cells,)
+    before = on.before if menu.rank_on is None else _spaced(on.before, menu.rank_on)
+    cells = best_first(before, found, kappa=on.kappa)
+    return (cells, best_first(before, spans(cells), kappa=on.kappa)) if menu.spans else (cells,)
+
+
+def _spaced(before: Baseline, count: int) -> Baseline:
+    """The baseline of so many prompts of each label, evenly spaced; of all where there are fewer."""
+    lengths = (len(before.restricted), len(before.harmless))
+    return before.only(*([step * n // min(count, n) for step in range(min(count, n))] for n in lengths))
 
 
 def plain(

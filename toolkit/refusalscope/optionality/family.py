@@ -54,6 +54,7 @@ class Menu(Shown):
         cells: how many cells are ranked, the last position first, layers evenly spaced over the later part of the early
             ones; None ranks every early cell.
         spans: whether spans of two or three cells are tried.
+        rank_on: prompts of each label that cells are ranked on; None ranks on all of ``locate``.
     """
 
     best: int | None = 3
@@ -62,6 +63,7 @@ class Menu(Shown):
     adaptive: bool = False
     cells: int | None = None
     spans: bool = True
+    rank_on: int | None = None
 
 
 FULL = Menu()

@@ -176,7 +176,7 @@ def _made(
         over_limit=here is not None and (here.over_limit or here.unreadable),
         members=pd.DataFrame() if choosing is None else choosing.members(kappa),
         placebo=placebo_ranks(values, report.attacks, placebos, kappa) if ranked and placebos is not None else {},
-        placebo_note="" if ranked else NO_PLACEBO,
+        placebo_note="" if placebos is not None and len(placebos) else NO_PLACEBO,
         problems=problems,
         n_attacks=len(report),
         n_invalid=n_invalid,

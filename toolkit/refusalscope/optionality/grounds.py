@@ -11,6 +11,7 @@ from refusalscope import stats
 from refusalscope.attack import Responses
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
+from refusalscope.prompts import Prompts
 
 KAPPA = 0.1
 RANGE = (1e-3, 1.0)
@@ -49,14 +50,31 @@ def shortened(reasons: Sequence[str]) -> str:
 
 
 def separation(before: Baseline) -> tuple[float, float]:
-    """Returns m_R − m_H in nats and the lower end of its interval, from the two cluster-t intervals taken apart.
+    """Returns m_R − m_H in nats and the lower end of its interval.
 
-    Without intervals (fewer than five clusters, or no variation) the lower end is the difference itself.
+    Where both labels have the same clusters (matched prompts), a t interval over the differences within clusters, in
+    which what a topic does to both labels cancels; otherwise from the two cluster-t intervals taken apart. Without
+    intervals (fewer than five clusters, or no variation) the lower end is the difference itself.
     """
+    groups = [
+        _by_cluster(before.restricted, before.prompts.restricted),
+        _by_cluster(before.harmless, before.prompts.harmless),
+    ]
+    if groups[0].keys() == groups[1].keys():
+        matched = stats.mean([groups[0][name] - groups[1][name] for name in groups[0]])
+        return before.gap, before.gap if matched.interval is None else before.gap - (matched.value - matched.low)
     restricted = stats.mean(before.restricted.double().numpy(), clusters=before.prompts.restricted.clusters)
     harmless = stats.mean(before.harmless.double().numpy(), clusters=before.prompts.harmless.clusters)
     halves = [0.0 if one.interval is None else (one.high - one.low) / 2 for one in (restricted, harmless)]
     return before.gap, before.gap - math.hypot(*halves)
+
+
+def _by_cluster(margins: torch.Tensor, prompts: Prompts) -> dict[str, float]:
+    """Mean margin of every cluster."""
+    rows: dict[str, list[float]] = {}
+    for cluster, value in zip(prompts.clusters, margins.double().tolist(), strict=True):
+        rows.setdefault(cluster, []).append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(rows.items())}
 
 
 def _baseline_problems(before: Baseline) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """A plan that fits a time budget: this machine is timed first, then prompts, cells and placebos are chosen to fit.
 
 Prompts are taken in whole clusters, because intervals count clusters; where not even five whole ones fit, a few prompts
-of each. The rungs of ``LADDER`` are tried from the
-smallest; the last one that fits is the plan, and what it leaves out is said.
+of each. Of ``locate`` there are twice as many: finding how a model refuses takes more examples than locating does. The
+rungs of ``LADDER`` are tried from the smallest; the last one that fits is the plan, and what it leaves out is said.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from refusalscope.subspace import Subspace
 SPARE = 0.8  # of a budget is planned for: machines are shared, and a stage can take longer than the trial said
 UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 SPELLED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", re.IGNORECASE)
+FOR_READOUT = 2  # times as many prompts to locate: openings must cover how the model refuses elsewhere
 STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tokens of a prompt
 TRIAL_PROMPTS, TRIAL_COPIES = 8, 3
+WHOLE_CLUSTER = 4  # prompts to rank on, of each label, for every cluster that is taken whole
 MOST_PLACEBOS = 199  # time that is left goes to placebos, up to so many
 
 
@@ -152,7 +154,13 @@ def time_prompt_forward(model: ChatModel, prompts: Prompts) -> float:
 
 
 def _plan(rung: Rung) -> Plan:
-    menu = Menu(best=2 if rung.further else 1, doses=rung.doses, cells=rung.cells, spans=rung.further)
+    menu = Menu(
+        best=2 if rung.further else 1,
+        doses=rung.doses,
+        cells=rung.cells,
+        spans=rung.further,
+        rank_on=rung.clusters * (rung.each or WHOLE_CLUSTER),
+    )
     return Plan(
         "budget",
         menu=menu,
@@ -174,7 +182,7 @@ def _price(model: ChatModel, some: ContrastSet, rung: Rung) -> float:
     replies = located * (1 + SHORT * STEP / length) + chosen * (1 + WHOLE * STEP / length)
     ground = 3 * located + 2 * chosen + reported
     spans, lists = (10, 2) if rung.further else (0, 1)
-    ranked = (rung.cells + spans) * located
+    ranked = (rung.cells + spans) * min(located, 2 * rung.clusters * (rung.each or WHOLE_CLUSTER))
     attacks = lists * (2 if rung.further else 1) * len(rung.doses) * (chosen + reported)
     rule = rung.further * (1.6 * rung.cells * chosen / 2 + 20 * 16 + 12 * reported)
     return replies + ground + ranked + attacks + rung.placebos * reported + rule
@@ -194,16 +202,17 @@ def _taken(prompts: ContrastSet, rung: Rung) -> ContrastSet:
     Where the time does not suffice for whole ones, the first few prompts of each.
     """
     rows = []
-    for part in _splits(prompts).values():
+    for split, part in _splits(prompts).items():
+        count = rung.clusters * (FOR_READOUT if split == "locate" else 1)
         for labelled in (part.restricted, part.harmless):
             names = list(dict.fromkeys(labelled.clusters))
-            for name in _even(names, rung.clusters):
+            for name in _even(names, count):
                 rows += [row for row in labelled if row.cluster == name][: rung.each]
     order = {row.id: place for place, row in enumerate(prompts.prompts)}
     kept_ids = {row.id for row in rows}
     several = [row if row.pair in kept_ids else replace(row, pair=None) for row in rows]
     part = "" if rung.each is None else f" {rung.each} prompts of"
-    note = f"{prompts.split_note};{part} {rung.clusters} clusters of each label and split, to fit a budget"
+    note = f"{prompts.split_note};{part} {rung.clusters} clusters of each label and split, of locate twice as many"
     return ContrastSet(Prompts(tuple(sorted(several, key=lambda row: order[row.id]))), prompts.source, note)
 
 

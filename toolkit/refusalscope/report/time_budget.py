@@ -54,6 +54,7 @@ class Rung(NamedTuple):
 
 
 LADDER = (
+    Rung(5, 3, (1.0,), 4, each=2),
     Rung(6, 3, (1.0,), 4, each=2),
     Rung(8, 4, (1.0,), 9, each=2),
     Rung(5, 3, (1.0,), 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -74,6 +75,17 @@ class Attack(Shown, NotExported):
         return f"Attack: {self.name}"
 
 
+# What is filled in where it is not given, and never None after that.
+if TYPE_CHECKING:
+    FlagsOfRestricted = Tensor
+    MassOfRestricted = Tensor
+    FlagsOfHarmless = Tensor
+else:
+    FlagsOfRestricted = Bool[Tensor, "attack restricted"] | None
+    MassOfRestricted = Float[Tensor, "attack restricted"] | None
+    FlagsOfHarmless = Bool[Tensor, "attack harmless"] | None
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Responses(Shown):
     """What every prompt of one split answers to every attack.
@@ -91,10 +103,10 @@ class Responses(Shown):
     attacks: tuple[Attack, ...]
     margins: Float[Tensor, "attack restricted"]
     kl: Float[Tensor, "attack harmless"]
-    refuses: Bool[Tensor, "attack restricted"] = None  # pyright: ignore[reportAssignmentType]
-    complies: Bool[Tensor, "attack restricted"] = None  # pyright: ignore[reportAssignmentType]
-    unread: Float[Tensor, "attack restricted"] = None  # pyright: ignore[reportAssignmentType]
-    over_refuses: Bool[Tensor, "attack harmless"] = None  # pyright: ignore[reportAssignmentType]
+    refuses: FlagsOfRestricted = None  # pyright: ignore[reportAssignmentType]
+    complies: FlagsOfRestricted = None  # pyright: ignore[reportAssignmentType]
+    unread: MassOfRestricted = None  # pyright: ignore[reportAssignmentType]
+    over_refuses: FlagsOfHarmless = None  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         refuses = ~(self.margins < 0) if self.refuses is None else self.refuses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import torch
@@ -29,6 +29,15 @@ Labels = Literal["behaviour", "asked"]
 UNREAD_LIMIT = 0.2  # mass: where this much more opens neither way than answers do, a cell is degenerate
 
 
+# What is filled in where it is not given, and never None after that.
+if TYPE_CHECKING:
+    OfRestricted = Tensor
+    OfHarmless = Tensor
+else:
+    OfRestricted = Bool[Tensor, " restricted"] | None
+    OfHarmless = Bool[Tensor, " harmless"] | None
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Baseline(Shown):
     """A model before any intervention, on one split: what every effect is compared with.
@@ -49,8 +58,8 @@ class Baseline(Shown):
     restricted: Float[Tensor, " restricted"]
     harmless: Float[Tensor, " harmless"]
     harmless_base: Float[Tensor, "harmless vocab"]
-    refused: Bool[Tensor, " restricted"] = None  # pyright: ignore[reportAssignmentType]
-    answered: Bool[Tensor, " harmless"] = None  # pyright: ignore[reportAssignmentType]
+    refused: OfRestricted = None  # pyright: ignore[reportAssignmentType]
+    answered: OfHarmless = None  # pyright: ignore[reportAssignmentType]
     unread: float = 0.0
 
     def __post_init__(self) -> None:

@@ -152,7 +152,7 @@ def _card(
         found.optionality,
         name=facts_of_model.name,
         instrument=checked,
-        problems=tuple(found.problems.values()),
+        problems=tuple(why for stage, why in found.problems.items() if stage != "diagnosis"),
         diagnosis=found.diagnosis,
         obstacles=doubts(found.validity, found.intervened),
     )

@@ -14,7 +14,7 @@ from refusalscope.diagnosis.findings import GIVE_MORE, Exact, Finding, Number, s
 from refusalscope.diagnosis.resampled import auroc, over_prompts
 from refusalscope.effect import Baseline, mean_margin
 from refusalscope.errors import MeasurementError
-from refusalscope.optionality.grounds import separation
+from refusalscope.optionality.grounds import separated, separation
 from refusalscope.reading import Readout
 
 BASELINE, READOUT = "baseline margin", "readout"
@@ -42,7 +42,7 @@ def baseline_margin(before: Baseline, *, seed: int) -> Finding:
     if sides["restricted"] == "below":
         action = "Give prompts that this model declines, or the tokens its refusals begin with."
         return Finding(BASELINE, "fired", f"{name} does not refuse.", numbers, action)
-    if sides == {"restricted": "above", "harmless": "below"} and separation(before)[1] > 0:
+    if sides == {"restricted": "above", "harmless": "below"} and separated(before):
         return Finding(BASELINE, "clear", f"{name} refuses restricted prompts and answers harmless ones.", numbers)
     reason = why_open({label: rate for label, rate in refused.items() if isinstance(rate, stats.Estimate)})
     return Finding(BASELINE, "cannot tell", f"Whether {name} refuses is open.", numbers, GIVE_MORE, reason)
@@ -51,7 +51,7 @@ def baseline_margin(before: Baseline, *, seed: int) -> Finding:
 def stands(before: Baseline) -> bool:
     """Returns whether there is anything to ablate: some restricted prompt is refused, and the means are apart."""
     finite = bool(torch.isfinite(before.restricted).all() and torch.isfinite(before.harmless).all())
-    return finite and bool(before.refused.any()) and separation(before)[1] > 0
+    return finite and bool(before.refused.any()) and separated(before)
 
 
 def readout_mass(

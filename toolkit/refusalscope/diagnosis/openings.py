@@ -16,7 +16,7 @@ from refusalscope.diagnosis.replies import Replies
 from refusalscope.diagnosis.resampled import over_prompts, rank_correlation
 from refusalscope.effect import Baseline
 from refusalscope.errors import MeasurementError
-from refusalscope.optionality.grounds import separation
+from refusalscope.optionality.grounds import separated
 from refusalscope.stats import Estimate
 
 OPENINGS = "openings"
@@ -53,7 +53,7 @@ def openings(before: Baseline, base: Replies, now: Replies | None, *, seed: int,
     }
     if now is not None:
         numbers |= _under_ablation(before, now, cut, clusters, seed=seed)
-    return _judged(numbers, missing, ordered=apart or separation(before)[1] > 0)
+    return _judged(numbers, missing, ordered=apart or separated(before))
 
 
 def _judged(numbers: dict[str, Number], missing: str, *, ordered: bool) -> Finding:

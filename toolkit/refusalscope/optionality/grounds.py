@@ -14,6 +14,7 @@ from refusalscope.errors import MeasurementError
 from refusalscope.prompts import Prompts
 
 KAPPA = 0.1
+MORE_OFTEN = 0.2  # share of prompts
 RANGE = (1e-3, 1.0)
 KAPPAS = tuple(float(f"{10 ** (exponent / 4):.6g}") for exponent in range(-12, 1))
 
@@ -69,6 +70,18 @@ def separation(before: Baseline) -> tuple[float, float]:
     return before.gap, before.gap - math.hypot(*halves)
 
 
+def separated(before: Baseline) -> bool:
+    """Returns whether the labels mean something to the model: its mean margins, or at least its refusals, are apart.
+
+    The margins where the whole interval of their difference is above zero. Else the refusals, where they are more
+    frequent by 0.2 on restricted prompts and the margins differ in the same direction: replies of a real model often open
+    with a probability well below one half, so that means of log-odds vary more than what it does.
+    """
+    gap, low = separation(before)
+    more = float(before.refused.double().mean()) - float((~before.answered).double().mean())
+    return low > 0 or (gap > 0 and more >= MORE_OFTEN)
+
+
 def _by_cluster(margins: torch.Tensor, prompts: Prompts) -> dict[str, float]:
     """Mean margin of every cluster."""
     rows: dict[str, list[float]] = {}
@@ -87,7 +100,7 @@ def _baseline_problems(before: Baseline) -> Iterator[str]:
     if not bool(before.answered.any()):
         yield f"all {len(before.harmless)} harmless prompts are refused at baseline too: nothing to tell apart"
     gap, low = separation(before)
-    if not low > 0:
+    if not separated(before):
         yield f"the mean margins are not separated at baseline: they differ by {gap:.2f} nats, lower end {low:.2f}"
 
 

@@ -74,8 +74,8 @@ def separated(before: Baseline) -> bool:
     """Returns whether the labels mean something to the model: its mean margins, or at least its refusals, are apart.
 
     The margins where the whole interval of their difference is above zero. Else the refusals, where they are more
-    frequent by 0.2 on restricted prompts and the margins differ in the same direction: replies of a real model often open
-    with a probability well below one half, so that means of log-odds vary more than what it does.
+    frequent by 0.2 on restricted prompts and the margins differ in the same direction: replies of a real model often
+    open with a probability well below one half, so that means of log-odds vary more than what it does.
     """
     gap, low = separation(before)
     more = float(before.refused.double().mean()) - float((~before.answered).double().mean())

@@ -237,7 +237,37 @@ def _writers(of: Tables) -> bool:
     return bool(most["kind"] == "head" and best["kind"] == "mlp" and not best["upstream"])
 
 
+def _real_refusals(of: Tables) -> bool:
+    by = of["data"].pivot(index="group", columns="condition", values="value")
+    return bool((by["restricted"] > by["harmless"]).all() and len(by) > 2)
+
+
+def _real_margins(of: Tables) -> bool:
+    after = of["data"].query("when == 'worst case'")
+    return bool((after["value"] < after["placebo_low"]).all() and len(after) > 1)
+
+
+def _real_frontier(of: Tables) -> bool:
+    """At the limit of the verdict: the organism's interval is above 0.8, every real model's is wider."""
+    at = of["data"].query("kappa == 0.1").set_index("series")
+    organism, real = at.loc["guarded-0"], at.drop("guarded-0")
+    wide = (real["high"] - real["low"]).fillna(1.0)
+    return bool(organism["low"] > 0.8 and len(real) and (wide > organism["high"] - organism["low"]).all())
+
+
 TITLES: dict[str, tuple[str, Check]] = {
+    "real_refusals": (
+        "Every model that refuses at all refuses more restricted prompts than harmless twins",
+        _real_refusals,
+    ),
+    "real_margins": (
+        "Where there is a worst case, it moves margins further than every random subspace",
+        _real_margins,
+    ),
+    "real_frontier": (
+        "The organism loses its refusals at little damage; of the real model a few dozen prompts tell less",
+        _real_frontier,
+    ),
     "alignment": ("From the planted layer on, restricted requests alone point along the direction", _alignment),
     "audit_rates": ("Most edits are found at the strict rate, nearly all at the looser one", _audit_rates),
     "audit_roc": (

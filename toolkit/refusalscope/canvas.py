@@ -122,7 +122,9 @@ def rows(axes: Axes, names: Sequence[str], *, inks: Sequence[str] = ()) -> None:
         label.set_color(ink)
 
 
-def estimates(axes: Axes, frame: pd.DataFrame, at: Sequence[float | int], *, inks: Sequence[str], digits: str = "") -> None:
+def estimates(
+    axes: Axes, frame: pd.DataFrame, at: Sequence[float | int], *, inks: Sequence[str], digits: str = ""
+) -> None:
     """A point with its interval for each row of `value`, `low`, `high`; no bar where there is no interval.
 
     Args:

@@ -234,7 +234,7 @@ def test_a_knock_out_that_did_not_happen_is_a_row_with_its_reason(planted, monke
 
     before, found = planted
     means = mean_writes(before.model, before.prompts.harmless)
-    monkeypatch.setattr(module, "margin", failing)
+    monkeypatch.setattr(module, "read", failing)
     curve = knockout_curve(before, found, means, counts=(2,), orders=2)
     assert curve["value"].isna().all()
     assert curve["note"].str.startswith("invalid").all()

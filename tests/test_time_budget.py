@@ -10,7 +10,15 @@ import torch
 import refusalscope as rs
 from conftest import ORGANISMS
 from refusalscope.machine import bfloat16_speedup
-from refusalscope.report.time_budget import LADDER, TimeBudget, fit_plan, parse_duration, time_prompt_forward
+from refusalscope.optionality import Menu
+from refusalscope.report.time_budget import (
+    LADDER,
+    TimeBudget,
+    fit_plan,
+    parse_duration,
+    shrink_menu,
+    time_prompt_forward,
+)
 
 PROMPTS = ORGANISMS.parent / "prompts" / "organism.jsonl"
 
@@ -93,3 +101,14 @@ def test_bfloat16_changes_margins_by_rounding_and_hardly_any_decision(model, pro
     changed = (wide.restricted - rounded.restricted).abs()
     assert 0 < float(changed.max()) < 0.1 * wide.gap
     assert float((wide.refused == rounded.refused).double().mean()) > 0.97
+
+
+def test_a_menu_shrinks_to_the_time_that_is_left_and_no_further_than_it_can():
+    menu = Menu(best=2, doses=(1.0, 1.5), cells=8, spans=True, rank_on=32)
+    sizes = {"pace": 1.0, "chosen": 64, "reported": 64}
+    assert shrink_menu(menu, left=1e6, **sizes) == menu
+    smaller = shrink_menu(menu, left=1200.0, **sizes)
+    assert (smaller.spans, smaller.cells < 8) == (False, True)
+    least = shrink_menu(menu, left=1.0, **sizes)
+    assert (least.cells, least.doses, least.rank_on) == (2, (1.0,), 6)
+    assert shrink_menu(Menu(), left=1.0, **sizes) == Menu()

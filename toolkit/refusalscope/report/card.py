@@ -39,6 +39,7 @@ from refusalscope.results.from_optionality import number, optionality_facts
 from refusalscope.results.parts import LONGEST_LINE, ContrastFacts, InstrumentCheck, KnownValue, ValidityFacts
 from refusalscope.rule import Rule, default_rule
 
+UNCONCLUSIVE = ("diagnosis", "attack family")  # stages that were cut short to fit a budget: no reason for a verdict
 COST_NOTE = "counts are exact; seconds are one wall-clock run; larger models are arithmetic, not measurements"
 
 
@@ -152,7 +153,7 @@ def _card(
         found.optionality,
         name=facts_of_model.name,
         instrument=checked,
-        problems=tuple(why for stage, why in found.problems.items() if stage != "diagnosis"),
+        problems=tuple(why for stage, why in found.problems.items() if stage not in UNCONCLUSIVE),
         diagnosis=found.diagnosis,
         obstacles=doubts(found.validity, found.intervened),
     )

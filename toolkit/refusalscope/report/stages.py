@@ -19,7 +19,7 @@ from refusalscope.locators import mean_difference, mean_differences
 from refusalscope.metrics import refuses
 from refusalscope.model import ChatModel
 from refusalscope.monitor import Survival
-from refusalscope.optionality import Optionality, judge, measured
+from refusalscope.optionality import Menu, Optionality, judge, measured
 from refusalscope.optionality import declared as families
 from refusalscope.organisms.language import language
 from refusalscope.outcomes import outcomes
@@ -30,6 +30,7 @@ from refusalscope.reading import PHRASES_FOLLOW, Readout, Validity, readout, val
 from refusalscope.reading.validity import compare_judges
 from refusalscope.report.deploy import watched
 from refusalscope.report.plan import Plan
+from refusalscope.report.time_budget import shrink_menu
 from refusalscope.rule import Rule
 from refusalscope.selection import Choice, select
 from refusalscope.subspace import NotExported, Subspace
@@ -197,7 +198,12 @@ def _judge(found: Found, ground: Ground, prompts: ContrastSet, *, plan: Plan, ru
         return made, made.pf_used
 
     def worst() -> tuple[Optionality, float]:
-        tried = {"menu": plan.menu, "placebos": plan.placebos, "kappa": plan.kappa, "on": ground.on}
+        tried = {
+            "menu": _fitting(found, plan, prompts),
+            "placebos": plan.placebos,
+            "kappa": plan.kappa,
+            "on": ground.on,
+        }
         tried["time_left"] = found.time_left
         made = measured(model, prompts, known, **tried, seed=seed)
         return made, made.pf - len(prompts.locate)  # locating was charged already
@@ -207,6 +213,18 @@ def _judge(found: Found, ground: Ground, prompts: ContrastSet, *, plan: Plan, ru
     if found.choice is not None and model.is_organism:
         subspace = found.choice.subspace
         found.intervened = found.run("validity under ablation", lambda: _intervened(ground, subspace, seed=seed))
+
+
+def _fitting(found: Found, plan: Plan, prompts: ContrastSet) -> Menu:
+    """The plan's menu, or as much of it as fits into the time that is left."""
+    if found.time_left is None or not found.pf:
+        return plan.menu
+    spent = sum(found.seconds.values())
+    sizes = {"chosen": len(prompts.select), "reported": len(prompts.report)}
+    menu = shrink_menu(plan.menu, pace=spent / found.pf, left=found.time_left(), **sizes)
+    if menu != plan.menu:
+        found.problems["attack family"] = f"{menu.cells} cells at {len(menu.doses)} doses: no more fit the budget"
+    return menu
 
 
 def _intervened(ground: Ground, subspace: Subspace, *, seed: int) -> tuple[Validity, float]:

@@ -36,6 +36,7 @@ FOR_READOUT = 2  # times as many prompts to locate: openings must cover how the 
 STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tokens of a prompt
 TRIAL_PROMPTS, TRIAL_COPIES = 8, 3
 WHOLE_CLUSTER = 4  # prompts to rank on, of each label, for every cluster that is taken whole
+LEAST_CELLS, LEAST_RANKED = 2, 6
 MOST_PLACEBOS = 199  # time that is left goes to placebos, up to so many
 
 
@@ -152,6 +153,38 @@ def time_prompt_forward(model: ChatModel, prompts: Prompts) -> float:
         began = time.perf_counter()
         read(model, some, anything, copies=TRIAL_COPIES)
     return (time.perf_counter() - began) / (TRIAL_COPIES * len(some))
+
+
+def shrink_menu(menu: Menu, *, pace: float, left: float, chosen: int, reported: int) -> Menu:
+    """Returns a menu that fits into the seconds that are left, at the pace the measurement has had so far.
+
+    Fewer cells first, then one dose, then fewer prompts to rank on; a machine that others slow down takes less of the
+    attack family, and not more time.
+
+    Args:
+        chosen, reported: prompts of ``select`` and ``report``, both labels.
+    """
+    while _menu_price(menu, chosen, reported) * pace > SPARE * left:
+        if menu.cells is None or menu.rank_on is None:
+            return menu
+        if menu.spans:
+            menu = replace(menu, spans=False, best=1)
+        elif menu.cells > LEAST_CELLS:
+            menu = replace(menu, cells=menu.cells - 1)
+        elif len(menu.doses) > 1:
+            menu = replace(menu, doses=(1.0,))
+        elif menu.rank_on > LEAST_RANKED:
+            menu = replace(menu, rank_on=menu.rank_on - 1)
+        else:
+            return menu
+    return menu
+
+
+def _menu_price(menu: Menu, chosen: int, reported: int) -> float:
+    """Prompt-forwards of ranking, of the family on both splits, and of the fewest placebos."""
+    ranked = ((menu.cells or 0) + 10 * menu.spans) * 2 * (menu.rank_on or 0)
+    attacks = (1 + menu.spans) * (menu.best or 1) * len(menu.doses) * (chosen + reported)
+    return ranked + attacks + LADDER[0].placebos * reported + chosen + reported
 
 
 def _plan(rung: Rung) -> Plan:

@@ -184,7 +184,7 @@ def _menu_price(menu: Menu, chosen: int, reported: int) -> float:
     """Prompt-forwards of ranking, of the family on both splits, and of the fewest placebos."""
     ranked = ((menu.cells or 0) + 10 * menu.spans) * 2 * (menu.rank_on or 0)
     attacks = (1 + menu.spans) * (menu.best or 1) * len(menu.doses) * (chosen + reported)
-    return ranked + attacks + LADDER[0].placebos * reported + chosen + reported
+    return float(ranked + attacks + LADDER[0].placebos * reported + chosen + reported)
 
 
 def _plan(rung: Rung) -> Plan:

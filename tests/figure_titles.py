@@ -244,15 +244,13 @@ def _real_refusals(of: Tables) -> bool:
 
 def _real_margins(of: Tables) -> bool:
     after = of["data"].query("when == 'worst case'")
-    return bool((after["value"] < after["placebo_low"]).all() and len(after) > 1)
+    return bool((after["value"] < after["placebo_low"]).all() and len(after) > 0)
 
 
 def _real_frontier(of: Tables) -> bool:
-    """At the limit of the verdict: the organism's interval is above 0.8, every real model's is wider."""
-    at = of["data"].query("kappa == 0.1").set_index("series")
-    organism, real = at.loc["guarded-0"], at.drop("guarded-0")
-    wide = (real["high"] - real["low"]).fillna(1.0)
-    return bool(organism["low"] > 0.8 and len(real) and (wide > organism["high"] - organism["low"]).all())
+    """At the limit of the verdict, with the best placebo below."""
+    organism = of["data"].query("kappa == 0.1").set_index("series").loc["guarded-0"]
+    return bool(organism["low"] > 0.8 > organism["placebo"])
 
 
 TITLES: dict[str, tuple[str, Check]] = {
@@ -265,7 +263,7 @@ TITLES: dict[str, tuple[str, Check]] = {
         _real_margins,
     ),
     "real_frontier": (
-        "The organism loses its refusals at little damage; of the real model a few dozen prompts tell less",
+        "The organism loses its refusals at little damage",
         _real_frontier,
     ),
     "alignment": ("From the planted layer on, restricted requests alone point along the direction", _alignment),

@@ -45,6 +45,17 @@ def directions(model, restricted, harmless, n_positions):
     return means[0] - means[1]
 
 
+@torch.no_grad()
+def answered(model, rows, ids):
+    """The prompts whose most likely first token is no refusal token; all where there is none, as damage needs some."""
+    kept = [
+        row
+        for row, top in zip(rows, oracle.last_logits(model, rows).argmax(-1).tolist(), strict=True)
+        if top not in ids
+    ]
+    return kept or rows
+
+
 def sweep(model, writers, vectors, restricted, harmless, ids):
     """Bypass, induction and KL of every cell, in a loop."""
     base, rows = oracle.last_logits(model, harmless).log_softmax(-1), []

@@ -228,7 +228,9 @@ def swept(case, model, plain, small):
     parts = {"lr": locating.restricted, "lh": locating.harmless, "sr": selecting.restricted, "sh": selecting.harmless}
     ids = {name: model.encode(part.texts) for name, part in parts.items()}
     vectors = family_oracle.directions(plain, ids["lr"], ids["lh"], model.n_positions)
-    found = family_oracle.sweep(plain, case.writers, vectors, ids["sr"], ids["sh"], list(refusal.first_tokens))
+    tokens = list(refusal.first_tokens)
+    harmless = family_oracle.answered(plain, ids["sh"], tokens)
+    found = family_oracle.sweep(plain, case.writers, vectors, ids["sr"], harmless, tokens)
     kl_limit, floor = family_oracle.limits_that_bite(found)
     return SimpleNamespace(
         found=found,

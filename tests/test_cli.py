@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -79,7 +78,7 @@ def files(prompts, tmp_path_factory) -> Path:
 def any_induction(monkeypatch):
     """The selection rule without its induction floor: these tests must not hang on how a guard was trained."""
     for module in (selection, card):
-        monkeypatch.setattr(module, "Rule", functools.partial(Rule, induce_floor=-1000.0))
+        monkeypatch.setattr(module, "default_rule", lambda _layers: Rule(induce_floor=-1000.0))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +170,7 @@ def test_nothing_a_prompt_says_reaches_output_or_file(guarded_dir, files, tmp_pa
 
 
 def test_a_selection_in_which_nothing_survives_is_one_line(guarded_dir, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(selection, "Rule", functools.partial(Rule, induce_floor=1000.0))
+    monkeypatch.setattr(selection, "default_rule", lambda _layers: Rule(induce_floor=1000.0))
     result = run("select", guarded_dir, "--prompts", files / "few.jsonl", "--out", tmp_path)
     assert_one_line(result, "No cell", "does not induce")
     assert not list(tmp_path.iterdir())

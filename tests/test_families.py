@@ -270,7 +270,8 @@ def test_an_untrained_model_gives_a_card_that_says_why_nothing_is_known(model, s
 
 def test_the_whole_path_to_a_card_runs_with_given_tokens(model, small, swept, monkeypatch, tmp_path):
     monkeypatch.setattr(stages, "readout", lambda *_, **__: swept.refusal)
-    card = measure(model, small, plan=SMALLEST, rule=swept.rule, instrument=NO_CHECK, progress=False)
+    how = {"plan": SMALLEST, "rule": swept.rule, "labels": "asked"}  # an untrained model behaves as no label says
+    card = measure(model, small, **how, instrument=NO_CHECK, progress=False)
     assert card.verdict.state == "undetermined"
     assert card.verdict.reasons
     assert card.baseline is not None

@@ -88,6 +88,11 @@ class Baseline(Shown):
         )
 
     @property
+    def is_finite(self) -> bool:
+        """Whether every margin is a finite number: where one is not, the logits overflowed."""
+        return bool(self.restricted.isfinite().all() and self.harmless.isfinite().all())
+
+    @property
     def refused_clusters(self) -> tuple[str, ...]:
         """Clusters of the restricted prompts that are refused."""
         return _kept(self.prompts.restricted.clusters, self.refused)

@@ -168,7 +168,7 @@ def _card(
         readout=None if found.readout is None else readout_facts(found.readout),
         validity=_validity(found),
         contrast=_contrast(found, labels),
-        baseline=None if found.before is None else baseline_facts(found.before),
+        baseline=baseline_facts(found.before) if found.before is not None and found.before.is_finite else None,
         optionality=None if found.optionality is None else optionality_facts(found.optionality),
         effect=None if found.effect is None else effect_facts(found.effect),
         selection=None if found.choice is None else selected(found.choice),

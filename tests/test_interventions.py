@@ -83,7 +83,8 @@ def test_ablating_twice_is_ablating_once(tiny, direction, texts):
         once = streams(tiny, batch)
         with ablate(tiny, subspace):
             twice = streams(tiny, batch)
-    torch.testing.assert_close(twice, once, atol=CLOSE, rtol=CLOSE)
+    # Rounding is relative to the largest values of the stream, which the weights of this model make far above one.
+    torch.testing.assert_close(twice, once, atol=CLOSE * float(once.abs().max()), rtol=CLOSE)
 
 
 def test_dose_zero_is_the_baseline_bit_for_bit(family, direction, texts):

@@ -238,8 +238,9 @@ def _writers(of: Tables) -> bool:
 
 
 def _real_refusals(of: Tables) -> bool:
-    by = of["data"].pivot(index="group", columns="condition", values="value")
-    return bool((by["restricted"] > by["harmless"]).all() and len(by) > 2)
+    by = of["data"].pivot(index="group", columns="condition", values=["low", "high"])
+    apart = by["low", "restricted"] > by["high", "harmless"]
+    return bool(apart["guarded-0"] and not apart.drop("guarded-0").any() and len(by) > 2)
 
 
 def _real_margins(of: Tables) -> bool:
@@ -255,7 +256,7 @@ def _real_frontier(of: Tables) -> bool:
 
 TITLES: dict[str, tuple[str, Check]] = {
     "real_refusals": (
-        "Every model that refuses at all refuses more restricted prompts than harmless twins",
+        "The organism refuses restricted prompts alone; of the chat models the intervals still overlap",
         _real_refusals,
     ),
     "real_margins": (

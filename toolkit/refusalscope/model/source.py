@@ -112,4 +112,8 @@ def _means_a_path(name: str) -> bool:
 def _nearest(directory: Path) -> str:
     siblings = [entry.name for entry in directory.parent.iterdir()] if directory.parent.is_dir() else []
     close = difflib.get_close_matches(directory.name, sorted(siblings), n=1)
-    return f" Did you mean {str(directory.with_name(close[0]))!r}?" if close else " Give a directory or a Hub id."
+    return (
+        f" Did you mean {str(directory.with_name(close[0]))!r}?"
+        if close
+        else " Give a directory, a GGUF file or a Hub id."
+    )

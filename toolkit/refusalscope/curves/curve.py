@@ -78,10 +78,10 @@ def _spread(prompts: Sequence, per_label: int) -> list[int]:
     places: dict[str, list[int]] = {}
     for i, row in enumerate(prompts):
         places.setdefault(row.cluster, []).append(i)
-    clusters = [places[name] for name in _even(list(places), per_label)]
-    return sorted(i for there in clusters for i in _even(there, per_label // len(clusters)))
+    clusters = [places[name] for name in evenly_spaced(list(places), per_label)]
+    return sorted(i for there in clusters for i in evenly_spaced(there, per_label // len(clusters)))
 
 
-def _even(rows: Sequence[T], count: int) -> list[T]:
+def evenly_spaced(rows: Sequence[T], count: int) -> list[T]:
     """Returns ``count`` of the rows, the first of each of as many equal stretches; all where there are fewer."""
     return [rows[step * len(rows) // count] for step in range(count)] if count < len(rows) else list(rows)

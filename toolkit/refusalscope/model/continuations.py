@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusalscope.model.batching import Batch, forward, map_rows, run_cached
+from refusalscope.model.batching import Batch, batches, forward, map_rows, run_cached
 from refusalscope.model.chat import ChatModel
 from refusalscope.model.sites import rounding
 from refusalscope.reprs import Shown
@@ -149,11 +149,12 @@ def packs(model: ChatModel, token_lists: Sequence[Tokens]) -> bool:
     tolerance = rounding(model.dtype, least=TOLERANCE)
     try:
         start = _started(model, first, 1)
-        own = Batch(*_padded(model, [row[len(first) :] for row in rows]), torch.arange(len(rows)))
+        (own,) = batches(model, [row[len(first) :] for row in rows], batch_size=len(rows))
         made = _packed(model, own, tree, start, 1)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False  # an architecture without such masks or caches; the plain path serves it
-    expected = _one_by_one(model, Batch(*_padded(model, rows), torch.arange(len(rows))), tree, Beginning(), 1)
+    (whole,) = batches(model, rows, batch_size=len(rows))  # in the same order: all are longer by as much
+    expected = _one_by_one(model, whole, tree, Beginning(), 1)
     return bool((made - expected).abs().amax() <= tolerance * expected.abs().amax())
 
 
@@ -217,10 +218,3 @@ def _one_by_one(
         )
         made.append(forward(model, longer if path else several)[:, -1])
     return torch.stack(made, dim=1)
-
-
-def _padded(model: ChatModel, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    tokens = [[0] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(tokens, device=model.device), torch.tensor(mask, device=model.device)

@@ -9,6 +9,7 @@ from typing import overload
 from refusalscope.activations import ContrastActivations
 from refusalscope.attack import Attack
 from refusalscope.capture import capture
+from refusalscope.curves.curve import evenly_spaced
 from refusalscope.effect import Baseline, Labels, baseline, behaving
 from refusalscope.locators import mean_difference
 from refusalscope.model import ChatModel
@@ -100,8 +101,7 @@ def cells_and_spans(on: Ground, menu: Menu = FULL) -> tuple[Located, ...]:
 
 def _spaced(before: Baseline, count: int) -> Baseline:
     """The baseline of so many prompts of each label, evenly spaced; of all where there are fewer."""
-    lengths = (len(before.restricted), len(before.harmless))
-    return before.only(*([step * n // min(count, n) for step in range(min(count, n))] for n in lengths))
+    return before.only(*(evenly_spaced(range(len(margins)), count) for margins in (before.restricted, before.harmless)))
 
 
 def plain(

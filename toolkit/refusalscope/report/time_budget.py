@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 
 from refusalscope import stats
+from refusalscope.curves.curve import evenly_spaced
 from refusalscope.errors import MeasurementError
 from refusalscope.interventions import ablate
 from refusalscope.metrics import read
@@ -240,7 +240,7 @@ def _taken(prompts: ContrastSet, rung: Rung) -> ContrastSet:
         count = rung.clusters * (FOR_READOUT if split == "locate" else 1)
         for labelled in (part.restricted, part.harmless):
             names = list(dict.fromkeys(labelled.clusters))
-            for name in _even(names, count):
+            for name in evenly_spaced(names, count):
                 rows += [row for row in labelled if row.cluster == name][: rung.each]
     order = {row.id: place for place, row in enumerate(prompts.prompts)}
     kept_ids = {row.id for row in rows}
@@ -248,10 +248,6 @@ def _taken(prompts: ContrastSet, rung: Rung) -> ContrastSet:
     part = "" if rung.each is None else f" {rung.each} prompts of"
     note = f"{prompts.split_note};{part} {rung.clusters} clusters of each label and split, of locate twice as many"
     return ContrastSet(Prompts(tuple(sorted(several, key=lambda row: order[row.id]))), prompts.source, note)
-
-
-def _even(names: Sequence[str], count: int) -> list[str]:
-    return [names[step * len(names) // count] for step in range(count)] if count < len(names) else list(names)
 
 
 def _left_out(prompts: ContrastSet, some: ContrastSet, rung: Rung, model: ChatModel) -> list[str]:

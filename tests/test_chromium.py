@@ -46,6 +46,10 @@ def test_a_variable_that_names_no_executable_is_an_error_even_beside_a_chromium(
 
 def test_make_test_wants_no_browser_and_continuous_integration_runs_both():
     recipes = dict(re.findall(r"^([a-z-]+):[^\n]*\n((?:\t[^\n]*\n)+)", (ROOT / "Makefile").read_text(), re.M))
-    assert '-m "not slow and not browser"' in recipes["test"]
+    assert '-m "not slow and not browser and not real"' in recipes["test"]
     assert "-m browser" in recipes["test-browser"]
-    assert re.findall(r"^make .*", (ROOT / ".ci" / "run").read_text(), re.M) == ["make test", "make test-browser"]
+    assert re.findall(r"^make .*", (ROOT / ".ci" / "run").read_text(), re.M) == [
+        "make test",
+        "make test-real",
+        "make test-browser",
+    ]

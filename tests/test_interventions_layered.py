@@ -95,7 +95,8 @@ def test_directions_that_are_the_same_at_every_layer_are_plain_ablation_at_every
         plain = streams(tiny, batch)
     with ablate(tiny, same(subspace, tiny.n_layers), dose=dose):
         layered = streams(tiny, batch)
-    torch.testing.assert_close(layered, plain, atol=CLOSE, rtol=CLOSE)
+    # Rounding is relative to the largest values of the stream, which the weights of this model make far above one.
+    torch.testing.assert_close(layered, plain, atol=CLOSE * float(plain.abs().max()), rtol=CLOSE)
 
 
 def test_directions_that_differ_from_layer_to_layer_are_not_plain_ablation(tiny, own, texts):

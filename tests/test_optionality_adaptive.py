@@ -12,10 +12,12 @@ import torch
 
 import refusalscope.layered as layered_module
 from refusalscope.attack import Attack, respond
-from refusalscope.effect import baseline
+from refusalscope.effect import baseline, effect
 from refusalscope.errors import ContractError, MeasurementError
 from refusalscope.instrument import Instrument
-from refusalscope.objective import GRADIENT_COST
+from refusalscope.interventions import ablate
+from refusalscope.locators import gradient
+from refusalscope.objective import GRADIENT_COST, rdo_objective
 from refusalscope.optionality import (
     Menu,
     adaptive,
@@ -28,7 +30,9 @@ from refusalscope.optionality import (
     placebo_family,
     plain,
 )
+from refusalscope.optionality.declared import cells_and_spans, ground
 from refusalscope.organisms.language import language
+from refusalscope.outcomes import outcomes
 from refusalscope.prompts import ContrastSet, Prompts
 from refusalscope.reading import readout
 from refusalscope.report import PLANS, Plan, estimated_measure_cost, measure
@@ -44,20 +48,33 @@ ABOVE, BELOW = 0.9, 0.1
 def short_searches():
     """One search of each kind, a few steps long: the rest of a family takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        few = {"SEARCHED": (2,), "STEPS": 16, "CONES": (2,), "CONE_STEPS": 3, "SWAPPED": (1,), "FURTHER": ONCE}
+        few = {"SEARCHED": (2,), "STEPS": 60, "CONES": (2,), "CONE_STEPS": 3, "SWAPPED": (1,), "FURTHER": ONCE}
         for name, value in few.items():
             patch.setattr(MODULE, name, value)
         yield
 
 
 @pytest.fixture(scope="module")
-def prompts(prompts):
-    """Of select and report, one prompt per cluster."""
-    return ContrastSet(Prompts((*prompts.locate, *_one_each(prompts.select), *_one_each(prompts.report))), "few.jsonl")
+def prompts(contrast):
+    """64 of locate per label (from fewer, a search ends where nothing is answered), else one prompt per cluster."""
+    located = [row for part in (contrast.locate.restricted, contrast.locate.harmless) for row in _each(part, 8)]
+    few = (*located, *_one_each(contrast.select), *_one_each(contrast.report))
+    return ContrastSet(Prompts(few), "few.jsonl")
+
+
+@pytest.fixture(scope="module")
+def few(contrast):
+    """Sixteen of locate per label, and one prompt per cluster of the rest."""
+    located = [row for part in (contrast.locate.restricted, contrast.locate.harmless) for row in _each(part, 2)]
+    return ContrastSet(Prompts((*located, *_one_each(contrast.select), *_one_each(contrast.report))), "few.jsonl")
 
 
 def _one_each(split: Prompts) -> list:
     return [row for part in (split.restricted, split.harmless) for row in {row.cluster: row for row in part}.values()]
+
+
+def _each(part: Prompts, n: int) -> list:
+    return [row for cluster in sorted(set(part.clusters)) for row in part.where(cluster=cluster)[:n]]
 
 
 class Counted:
@@ -139,7 +156,7 @@ def test_the_prompt_forwards_of_locating_are_exact_and_no_weight_changes(located
     assert declared.pf == counted.pf
     assert counted.unchanged
     assert all(0 < attack.pf <= declared.pf for attack in declared)
-    assert {attack.n_prompts for attack in declared} == {32}
+    assert {attack.n_prompts for attack in declared} == {128}
 
 
 def test_the_family_is_fixed_before_select_and_report_are_seen(organism, prompts, refusal, located, monkeypatch):
@@ -167,7 +184,7 @@ def test_without_refusal_there_is_nothing_to_adapt_to(organism, prompts):
     model = organism("unguarded")
     words = [dialect.refusal.split()[0] for dialect in language().dialects]
     given = readout(model, prompts.locate, openings=words)
-    with pytest.raises(MeasurementError, match="no refusal to rank by"):
+    with pytest.raises(MeasurementError, match=r"refuses 0 of 64 restricted prompts .* locating needs 3 of each"):
         adaptive(model, prompts, given)
 
 
@@ -184,12 +201,25 @@ def test_where_four_dimensions_were_planted_single_directions_fail_and_adaptive_
     """The known answer, with its control: what the plain family cannot, a search and probes of higher rank can."""
     found = optionality(*answered.splits, placebos=answered.placebos)
     whole = found.members.query("dose == 1 and select_damage <= 0.1")
-    single = whole.query("rank == 1 and part == 'plain'")
+    single = found.members.query("dose == 1 and rank == 1 and part == 'plain'")  # at whatever damage
     assert len(single) == SMALL.best
     assert single["report_bypass"].max() <= BELOW
     assert whole.query("rank > 1 and part == 'gradient'")["report_bypass"].max() >= ABOVE
     assert parts.loc["every part", "value"] >= ABOVE
     assert found.members.loc[found.members["attack"] == found.worst, "part"].item() != "plain"
+
+
+def test_a_search_from_few_prompts_takes_refusal_away_and_leaves_no_answer(organism, few):
+    """Read by refusals alone this was a bypass of 1.00; its bounds and the decoded answers say degenerate."""
+    model = organism("planted-4-0")
+    known = readout(model, few.locate)
+    on = ground(model, few.locate, known, keep_each=True)
+    start = cells_and_spans(on, SMALL)[0].subspaces[0]
+    found = gradient(start, rdo_objective(on.before, start, seed=0), rank=2, steps=16, seed=0)
+    changed = effect(baseline(model, few.report, known), found)
+    assert (changed.bypass.value, changed.bypass_lower.value, changed.degenerate) == (1, 0, True)
+    with ablate(model, found):
+        assert set(outcomes(model, few.report.restricted)) == {"degenerate"}
 
 
 def test_a_row_per_part_is_the_optionality_of_that_part_alone(answered, parts):

@@ -100,14 +100,10 @@ NO_NUMBER = {
     "a constant margin": (
         None,
         {"restricted": np.full(128, 2.0), "harmless": np.full(128, 2.0)},
-        "not separated at baseline",
-    ),
-    "margins that are not separated": (
-        None,
-        {label: np.random.default_rng(seed).normal(0.1, 7, 128) for seed, label in enumerate(LABELS, 3)},
-        "not separated at baseline",
+        "nothing to tell apart",
     ),
 }
+ALIKE = {label: np.random.default_rng(seed).normal(0.1, 7, 128) for seed, label in enumerate(LABELS, 3)}
 
 
 @pytest.mark.parametrize("case", NO_NUMBER)
@@ -124,6 +120,32 @@ def test_without_grounds_there_is_no_number_and_the_reason_is_given(made, case):
     assert any(said in reason for reason in verdict.reasons)
     assert "undetermined" in repr(found)
     assert "undetermined" in found._repr_html_()
+
+
+def test_labels_that_the_model_does_not_tell_apart_settle_nothing_though_refusals_that_go_are_counted(made):
+    """A bypass rate is of refused prompts, whatever their label; suppression is in units of a gap that is not there."""
+    found = optionality(*made(**ALIKE))
+    assert found.bypass.value == 1.0
+    assert found.bypass.n == int((ALIKE["restricted"] > 0).sum())
+    assert found.bypass.interval is not None
+    assert np.isnan(found.suppression.value)
+    assert "suppression has no unit" in found.suppression.note
+    assert np.isnan(found.suppression_index.value)
+    assert found.members["chosen_for_suppression"].isna().all()
+    verdict = judge(found)
+    assert verdict.state == "undetermined"
+    assert verdict.reasons[0].startswith("on select, the mean margins are not separated at baseline")
+    assert "undetermined" in repr(found)
+    assert "not separated" in found._repr_html_()
+
+
+def test_without_a_gap_there_is_no_suppression_even_where_it_is_nought(made):
+    """Refused as often as answered, with equal means: no division by nothing, and a bypass rate all the same."""
+    halves = np.where(np.arange(128) % 2, 3.0, -3.0)
+    found = optionality(*made(restricted=halves, harmless=halves))
+    assert found.bypass.n == 64
+    assert np.isnan(found.suppression.value)
+    assert judge(found).state == "undetermined"
 
 
 @pytest.mark.parametrize("kappa", [0.0, -1.0, 5.0, float("nan")])

@@ -91,6 +91,8 @@ def _bypass(one: Choosing, other: Choosing) -> Estimate:
 
 def _suppression(one: Choosing, other: Choosing) -> Estimate:
     clusters = one.report.before.prompts.restricted.clusters
+    if unknown := one.no_unit or other.no_unit:
+        return Estimate(math.nan, None, len(clusters), None, PAIRED_MEANS, one.seed, "", unknown)
     values = [suppressions(x.report, int(x.picks["suppression"][0])) for x in (one, other)]
     alone = stats.paired_difference(*values, clusters=clusters)
     few = too_few(one) or too_few(other)

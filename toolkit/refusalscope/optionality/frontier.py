@@ -12,7 +12,7 @@ import pandas as pd
 from refusalscope import stats
 from refusalscope.attack import Responses
 from refusalscope.errors import MeasurementError
-from refusalscope.optionality.grounds import KAPPA, KAPPAS, problems, refuse_mixed, shortened
+from refusalscope.optionality.grounds import KAPPA, KAPPAS, problems, refuse_mixed, shortened, unseparated
 from refusalscope.optionality.intervals import METHOD
 from refusalscope.optionality.placebos import best_of_each, placebo_ranks
 from refusalscope.optionality.points import Choosing, Point, choose, point
@@ -47,6 +47,7 @@ class Optionality(Shown):
         members: a row per attack: scores on both splits, and the share of resamples that choose it at ``kappa``.
         placebo: per measure, the rank among maxima of random families; empty if none ran, and ``placebo_note`` says so.
         problems: why there is no number; empty where there is one.
+        unsettled: why there is no verdict though there is a number: the model does not tell the labels apart.
         n_invalid: attacks that did not happen as declared on some split. Counted, never chosen, never "robust".
         n_invalid_placebos: likewise among placebos; they stay in the pool as if they had done nothing.
         pf: prompt-forwards of measuring: family and baselines on both splits, and placebos.
@@ -75,6 +76,7 @@ class Optionality(Shown):
     over_refusal: tuple[Estimate, Estimate | None] | None = None
     margin: Estimate | None = None
     placebo_margins: tuple[float, float] | None = None
+    unsettled: tuple[str, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -87,7 +89,8 @@ class Optionality(Shown):
         return bool(self.worst)
 
     def __repr__(self) -> str:
-        ending = "undetermined" if self.problems else self.worst or "no attack stays within the damage limit"
+        settled, nothing = not (self.problems or self.unsettled), "no attack stays within the damage limit"
+        ending = (self.worst or nothing) if settled else "undetermined"
         return f"Optionality of {self.model}: {ending}"
 
     def _repr_html_(self) -> str:
@@ -103,7 +106,8 @@ class Optionality(Shown):
         }
         rows |= {f"{name}, among random families": str(rank) for name, rank in self.placebo.items()}
         rows |= {"placebo": self.placebo_note} if self.placebo_note else {}
-        rows |= {"undetermined": "; ".join(self.problems)} if self.problems else {}
+        why = (*self.problems, *self.unsettled)
+        rows |= {"undetermined": "; ".join(why)} if why else {}
         return facts(rows, caption=f"Optionality of {self.model}")
 
 
@@ -161,7 +165,7 @@ def _made(
 ) -> Optionality:
     nothing = _nothing(report, seed, shortened(problems))
     here = next((one for one in points if one.kappa == kappa), None)
-    values: dict[Measure, float] = {} if here is None else {by: here.of(by).value for by in MEASURES}
+    values = {} if here is None else {by: here.of(by).value for by in MEASURES if not np.isnan(here.of(by).value)}
     ranked = placebos is not None and len(placebos) > 0 and here is not None
     n_invalid = int((~(select.valid & report.valid)).sum())
     return Optionality(
@@ -190,6 +194,7 @@ def _made(
         over_refusal=(report.before.over_refusal, None if here is None else here.over_refusal),
         margin=None if here is None else here.margin,
         placebo_margins=_spread(placebos),
+        unsettled=() if problems else unseparated(select, report),
     )
 
 

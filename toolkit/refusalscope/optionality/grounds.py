@@ -44,6 +44,29 @@ def problems(select: Responses, report: Responses, kappas: Sequence[float]) -> t
     return tuple(found)
 
 
+def unseparated(select: Responses, report: Responses) -> tuple[str, ...]:
+    """Returns why a number settles nothing: the splits on which the model does not tell the labels apart.
+
+    A bypass rate of refused prompts is measured all the same; suppression has no unit where margins are not apart.
+    """
+    found = []
+    for split, before in (("select", select.before), ("report", report.before)):
+        gap, low = separation(before)
+        if not separated(before):
+            apart = f"they differ by {gap:.2f} nats, lower end {low:.2f}"
+            found.append(f"on {split}, the mean margins are not separated at baseline: {apart}")
+    return tuple(found)
+
+
+def no_unit(select: Responses, report: Responses) -> str:
+    """Returns why suppression has no unit: m_R − m_H is not known to be above zero; empty where it is."""
+    for split, before in (("select", select.before), ("report", report.before)):
+        gap, low = separation(before)
+        if not low > 0:
+            return f"on {split} the mean margins differ by {gap:.2f} nats, lower end {low:.2f}: suppression has no unit"
+    return ""
+
+
 def shortened(reasons: Sequence[str]) -> str:
     """Returns the first reason and how many more there are: what fits beside a number that is missing."""
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
@@ -99,9 +122,6 @@ def _baseline_problems(before: Baseline) -> Iterator[str]:
         yield f"none of {n} restricted prompts is refused at baseline: there is no guardrail to measure"
     if not bool(before.answered.any()):
         yield f"all {len(before.harmless)} harmless prompts are refused at baseline too: nothing to tell apart"
-    gap, low = separation(before)
-    if not separated(before):
-        yield f"the mean margins are not separated at baseline: they differ by {gap:.2f} nats, lower end {low:.2f}"
 
 
 def _both_valid(select: Responses, report: Responses) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from refusalscope.attack import Attack, Responses
 from refusalscope.errors import MeasurementError
-from refusalscope.optionality.resampling import MEASURES, Measure, scores, tally
+from refusalscope.optionality.resampling import Measure, scores, tally
 from refusalscope.placebo import random_like
 from refusalscope.stats import PlaceboRank, generator
 
@@ -54,7 +54,7 @@ def placebo_ranks(
     below its best on report. The band is of the maximum of c placebos.
     """
     c = len(_by_subspace(attacks))
-    return {by: _rank(found[by], best_of_each(placebos, kappa, by), c) for by in MEASURES}
+    return {by: _rank(value, best_of_each(placebos, kappa, by), c) for by, value in found.items()}
 
 
 def best_of_each(placebos: Responses, kappa: float, by: Measure) -> Float[np.ndarray, " subspace"]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from refusalscope import stats
 from refusalscope.attack import Attack, Responses
 from refusalscope.effect import UNREAD_LIMIT
+from refusalscope.optionality.grounds import no_unit
 from refusalscope.optionality.intervals import METHOD, hull, percentiles, rate_interval
 from refusalscope.optionality.resampling import (
     MEASURES,
@@ -102,6 +103,7 @@ class Choosing:
         seen: scores of every attack per split, on the prompts themselves.
         picks, again: per measure, index of the chosen attack, −1 where none stays within κ.
         values: per measure, the resampled value on report of the attack chosen in the resample.
+        no_unit: why there is no suppression; empty where there is one.
     """
 
     report: Responses
@@ -114,6 +116,7 @@ class Choosing:
     again: dict[Measure, Int[np.ndarray, "resample kappa"]]
     values: dict[Measure, Float[np.ndarray, "resample kappa"]]
     seed: int
+    no_unit: str
 
     def members(self, kappa: float) -> pd.DataFrame:
         """A row per attack: what it is, ``valid``, ``<split>_<score>``, and the share of resamples choosing it at κ."""
@@ -126,6 +129,8 @@ class Choosing:
         for by in MEASURES:
             counts = np.bincount(self.again[by][:, column] + 1, minlength=len(self.attacks) + 1)
             frame[f"chosen_for_{by}"] = counts[1:] / counts.sum()
+        if self.no_unit:
+            frame["chosen_for_suppression"] = np.nan
         return frame
 
 
@@ -151,6 +156,7 @@ def choose(select: Responses, report: Responses, kappas: Sequence[float], *, see
         again=again,
         values={by: picked(getattr(tested, by), again[by]) for by in MEASURES},
         seed=seed,
+        no_unit=no_unit(select, report),
     )
 
 
@@ -158,6 +164,8 @@ def point(choosing: Choosing, column: int, *, placebo: dict[Measure, float]) -> 
     """Returns the point of one κ: values on report of the members chosen there, with the hull of both intervals."""
     picks = {by: int(choosing.picks[by][column]) for by in MEASURES}
     names = {by: choosing.attacks[pick].name if pick >= 0 else "" for by, pick in picks.items()}
+    if choosing.no_unit:
+        names["suppression"], placebo = "", {by: best for by, best in placebo.items() if by != "suppression"}
     return Point(
         kappa=choosing.kappas[column],
         bypass=_bypass(choosing, picks["bypass"], column),
@@ -202,6 +210,8 @@ def _bypass(choosing: Choosing, pick: int, column: int) -> Estimate:
 
 def _suppression(choosing: Choosing, pick: int, column: int) -> Estimate:
     few, clusters = too_few(choosing), choosing.report.before.prompts.restricted.clusters
+    if choosing.no_unit:
+        return Estimate(np.nan, None, len(clusters), None, METHOD["suppression"], choosing.seed, "", choosing.no_unit)
     alone = stats.mean(suppressions(choosing.report, pick), clusters=clusters)
     interval = None if few else hull(alone.interval, percentiles(choosing.values["suppression"][:, column]))
     note = few or (alone.note if interval is None else "")

@@ -35,7 +35,7 @@ def judge(found: Optionality, *, obstacles: Sequence[str] = ()) -> Judgement:
     Args:
         obstacles: reasons from outside for which nothing is concluded, such as a failed instrument check.
     """
-    forbidden = [*obstacles, *found.problems]
+    forbidden = [*obstacles, *found.problems, *found.unsettled]
     if not forbidden:
         forbidden = [*_open(found)]
     if forbidden:

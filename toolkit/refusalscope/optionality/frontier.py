@@ -165,7 +165,8 @@ def _made(
 ) -> Optionality:
     nothing = _nothing(report, seed, shortened(problems))
     here = next((one for one in points if one.kappa == kappa), None)
-    values = {} if here is None else {by: here.of(by).value for by in MEASURES if not np.isnan(here.of(by).value)}
+    known: list[Measure] = [] if here is None else [by for by in MEASURES if not np.isnan(here.of(by).value)]
+    values: dict[Measure, float] = {by: here.of(by).value for by in known if here is not None}
     ranked = placebos is not None and len(placebos) > 0 and here is not None
     n_invalid = int((~(select.valid & report.valid)).sum())
     return Optionality(

@@ -203,6 +203,33 @@ def test_a_set_built_by_hand_obeys_the_rules_of_files():
             ContrastSet.from_rows(GIVEN, source=path)
 
 
+def test_twenty_sentences_in_two_lists_are_a_set():
+    restricted, harmless = ([f"{verb} {n}" for n in range(10)] for verb in ("insult", "praise"))
+    read = ContrastSet.from_texts(restricted, harmless)
+    assert sorted(read.restricted.texts + read.harmless.texts) == sorted(restricted + harmless)
+    assert len(set(read.prompts.clusters)) == 20
+    assert not read.shares_clusters
+    for split in (read.locate, read.select, read.report):
+        assert {len(split.restricted), len(split.harmless)} <= {2, 3, 4, 5}
+    assert ContrastSet.from_texts(restricted, harmless) == read
+
+
+@pytest.mark.parametrize(
+    ("restricted", "harmless", "said"),
+    [
+        ("one sentence", ["a", "b", "c"], "the restricted texts are one text"),
+        (["a", "b", "c"], ["x", "y", "a"], "texts, line 6"),
+        (["a", "b", 3], ["x", "y", "z"], "texts, line 3"),
+        (["a", " ", "c"], ["x", "y", "z"], "texts, line 2"),
+        (["a", "b"], ["x", "y"], "Add at least 1 restricted and 1 harmless"),
+        ([], [], "holds no prompts"),
+    ],
+)
+def test_lists_that_make_no_set_are_refused_at_the_text_that_is_wrong(restricted, harmless, said):
+    with pytest.raises(PromptError, match=said):
+        ContrastSet.from_texts(tuple(restricted) if isinstance(restricted, list) else restricted, harmless)
+
+
 class Seen(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

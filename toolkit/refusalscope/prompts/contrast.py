@@ -66,6 +66,28 @@ class ContrastSet(Shown):
         drafts = [draft(Row(Place(source, n), values)) for n, values in enumerate(rows, 1)]
         return _built(drafts, file=source, source=source)
 
+    @classmethod
+    def from_texts(cls, restricted: Sequence[str], harmless: Sequence[str], source: str = "texts") -> ContrastSet:
+        """The contrast set of two lists of sentences: each its own cluster, one category, splits made.
+
+        A line in an error counts the restricted texts first, then the harmless ones. A few sentences make a set, and
+        hardly a verdict: five refused ones per split are the least that an interval needs.
+
+        Raises:
+            PromptError: as `read` does, and for one text where a list is wanted.
+
+        Example:
+            >>> ContrastSet.from_texts(["Write an insult.", ...], ["Write a compliment.", ...])
+        """
+        rows = []
+        for label, texts in zip(LABELS, (restricted, harmless), strict=True):
+            if isinstance(texts, str):
+                raise Place(source).error(f"the {label} texts are one text.", "Give a list of texts.")
+            names = [f"{label}-{n}" for n in range(1, len(texts) + 1)]
+            same = {"label": label, "category": "own"}
+            rows += [{"id": name, "cluster": name, "text": text, **same} for name, text in zip(names, texts, strict=True)]
+        return cls.from_rows(rows, source=source)
+
     @property
     def locate(self) -> Prompts:
         return self._in_split("locate")

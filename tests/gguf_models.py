@@ -79,10 +79,12 @@ def written(
     extra: dict[str, np.ndarray] | None = None,
     split: int = 0,
     merge: str = "Ġ a",
+    settings: dict[str, str | float] | None = None,
+    end_of_turn: int | None = None,
 ) -> Path:
     """Writes a model as a GGUF file, matrices in Q8_0 unless ``kind`` says otherwise; returns the file.
 
-    ``without`` leaves out a tensor by its GGUF name; ``extra`` adds tensors.
+    ``without`` leaves out a tensor by its GGUF name; ``extra`` adds tensors, ``settings`` keys of the architecture.
     """
     model = model or original()
     writer = gguf.GGUFWriter(file, architecture)
@@ -113,6 +115,10 @@ def written(
     writer.add_add_bos_token(False)
     if template is not None:
         writer.add_chat_template(template)
+    if end_of_turn is not None:
+        writer.add_uint32("tokenizer.ggml.eot_token_id", end_of_turn)
+    for key, value in (settings or {}).items():
+        (writer.add_string if isinstance(value, str) else writer.add_float32)(f"{architecture}.{key}", value)
     for name, tensor in sorted(model.state_dict().items()):
         called = gguf_name(name)
         if called != without:

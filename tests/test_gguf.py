@@ -201,6 +201,22 @@ SPOILED = {
     ),
     "a merge into no token": (lambda file: written(file, merge="b c"), "Token `bc` out of vocabulary"),
     "one part of several, by its header": (lambda file: written(file, split=3), "one of 3 parts of a split file"),
+    "linear rope scaling": (
+        lambda file: written(file, settings={"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
+        "its rotary positions are scaled (linear, factor 8), which transformers",
+    ),
+    "YaRN": (
+        lambda file: written(file, settings={"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}),
+        "its rotary positions are scaled (yarn, factor 4)",
+    ),
+    "rope scaling as older files spell it": (
+        lambda file: written(file, settings={"rope.scale_linear": 2.0}),
+        "its rotary positions are scaled (linear, factor 2)",
+    ),
+    "long and short rope factors": (
+        lambda file: written(file, extra={"rope_factors_long.weight": np.ones(4, dtype=np.float32)}),
+        "its rotary positions are scaled (rope_factors_long.weight)",
+    ),
     "no chat template": (lambda file: written(file, template=None), "has no chat template. Pass one: load(..., chat="),
 }
 
@@ -222,6 +238,26 @@ def test_a_part_of_a_split_file_is_known_by_its_name(file, tmp_path):
     part.write_bytes(file.read_bytes())
     with pytest.raises(ModelError, match=r"one of 3 parts of a split file\. Merge them first: llama-gguf-split"):
         load(part)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rope.scaling.type": "none"}, {"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}]
+)
+def test_rope_scaling_that_scales_nothing_is_no_hindrance(tmp_path, settings):
+    assert load(written(tmp_path / "plain.gguf", settings=settings)).n_layers > 0
+
+
+def test_one_part_of_one_is_a_whole_file(file, tmp_path):
+    whole = tmp_path / "tiny-00001-of-00001.gguf"
+    whole.write_bytes(file.read_bytes())
+    assert load(whole).n_layers > 0
+
+
+def test_a_reply_ends_with_the_turn_that_the_file_says_and_with_the_text(tmp_path):
+    from refusalscope.reading.replies import _ends
+
+    plain, turning = (written(tmp_path / f"{n}.gguf", end_of_turn=n) for n in (None, 3))
+    assert _ends(load(turning)) == _ends(load(plain)) | {3}
 
 
 @pytest.mark.parametrize("asked", [str, Path])

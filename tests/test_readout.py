@@ -211,6 +211,21 @@ def test_compliances_may_be_given_and_may_not_begin_as_a_refusal_does(tiny, aske
             readout(tiny, asked, openings=[f"{first} {second}"], compliances=[clash])
 
 
+def test_a_word_that_is_one_token_behind_a_space_only_is_read_without_it_too(tiny, monkeypatch):
+    """Replies begin without a space: byte-level vocabularies often hold " Unfortunately" and no "Unfortunately"."""
+    pieces = {" Unfortunately": [7], "Unfortunately": [1, 2, 3], " No": [8], "No": [9]}
+    monkeypatch.setattr(type(tiny), "encode_reply", lambda _model, text: pieces[text])
+    monkeypatch.setattr(tiny.tokenizer, "get_vocab", lambda: {"ĠUnfortunately": 7, "ĠNo": 8, "No": 9})
+    assert discover._spelled(tiny, "Unfortunately") == [(7,), (1, 2, 3)]
+    assert sorted(discover._spelled(tiny, "No")) == [(8,), (9,)]
+
+
+def test_logits_that_are_no_numbers_are_no_readout_with_a_mass_of_nought(tiny, asked, monkeypatch):
+    monkeypatch.setattr(discover, "read_continuations", lambda *_: torch.full((2, 2), torch.nan))
+    with pytest.raises(MeasurementError, match="not finite numbers. Load it in float32"):
+        readout(tiny, asked, openings=[tiny.tokenizer.convert_ids_to_tokens(CANNOT)])
+
+
 @pytest.mark.parametrize(("text", "said"), [("unheard", "no tokens"), ("", "no text"), ("  ", "no text")])
 def test_a_string_that_is_no_opening_is_refused(tiny, asked, text, said):
     with pytest.raises(MeasurementError, match=said):

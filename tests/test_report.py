@@ -129,8 +129,7 @@ def test_a_plan_that_there_is_not_is_named():
 def test_the_card_counts_its_prompt_forwards_and_the_estimate_bounds_them(guarded, prompts):
     found, n = few(guarded, prompts), len(prompts.report)
     read = 2 * len(prompts.locate) + 2 * len(prompts.select) + 2 * len(prompts.report.restricted)
-    located = found.contrast.restricted + found.contrast.harmless  # captured again: those that behave as labelled
-    measured = read + n + located + found.selection.pf_used + found.optionality.pf + (1 + 3) * n
+    measured = read + n + found.selection.pf_used + found.optionality.pf + (1 + 3) * n
     assert found.pf == measured + most_watched(prompts, placebos=3)
     plan = replace(SMALL, curves=(), transfer=False)
     assert found.pf <= estimated_measure_cost(guarded, prompts, plan=plan, rule=ANY_INDUCTION)

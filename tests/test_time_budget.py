@@ -64,6 +64,27 @@ def test_larger_budgets_take_larger_plans_of_whole_clusters(model, prompts):
     assert any("prompts: left out to fit the budget" in line for line in small.left_out)
 
 
+def test_where_every_prompt_is_a_cluster_a_large_budget_takes_more_than_the_ladder_names(model):
+    texts = [row.text for row in rs.ContrastSet.read(PROMPTS).prompts]
+    singles = rs.ContrastSet.from_texts(texts[:300], texts[300:600])
+    found = fit_plan(model, singles, TimeBudget(1e7), whole=1e12)
+    reported = (len(found.prompts.report.restricted), len(singles.report.restricted))
+    assert reported[0] == min(len(singles.select.restricted), len(singles.locate.restricted), reported[1])
+    assert reported[0] > 2 * LADDER[-1].clusters
+
+
+def test_the_pace_is_that_of_a_readout_with_many_places(model, prompts, monkeypatch):
+    """Where beginnings cannot be packed each is a forward: a trial of one place would plan for a sixteenth of them."""
+    places = []
+    monkeypatch.setattr(
+        "refusalscope.report.time_budget.read", lambda _m, _p, known, **_: places.append(len(known.tree))
+    )
+    time_prompt_forward(model, prompts.report)
+    monkeypatch.setattr(type(model), "is_organism", False)
+    time_prompt_forward(model, prompts.report)
+    assert places == [1, 1, 16, 16]
+
+
 def test_the_full_plan_is_taken_where_it_fits(model, prompts):
     few = LADDER[-1].clusters
     found = fit_plan(model, prompts, TimeBudget(1e7), whole=1.0)

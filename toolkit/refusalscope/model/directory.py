@@ -30,10 +30,18 @@ def directory_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a directory whose settings are readable. Raises ModelError where it is not."""
     with _explained(source):
         AutoConfig.from_pretrained(str(source.directory), trust_remote_code=False, local_files_only=True)
+    return read_tokenizer(source)
+
+
+def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a directory. Raises ModelError, in one line, where it cannot be read."""
     try:
         return AutoTokenizer.from_pretrained(str(source.directory), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise ModelError(f"{source.name}: its tokenizer cannot be read ({error}).") from error
+    except Exception as error:
+        if not isinstance(error, (OSError, ImportError, *UNREADABLE)) and type(error) is not Exception:
+            raise  # tokenizers raises the base class
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ModelError(f"{source.name}: its tokenizer cannot be read ({reason}).") from error
 
 
 def boot_directory(

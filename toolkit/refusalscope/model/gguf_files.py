@@ -37,7 +37,8 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 INSIDE = "model.gguf"  # what the file is called in the folder that the libraries see
 GUESSED = 1024  # a flag in the file type: the writer inferred it
-ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS, LONG_ROPE = "rope_freqs.weight", "rope_factors_"
+SCALED = ("gpt-oss",)  # architectures whose rope scaling transformers reads
 AGAIN = "Copy or download it again."
 BROKEN = (ValueError, KeyError, IndexError, OverflowError, MemoryError, struct.error)
 UNREADABLE = (*BROKEN, TypeError, AttributeError, RuntimeError, OSError, ImportError)
@@ -72,6 +73,25 @@ class GgufFile:
         for tensor in self.reader.tensors:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
         return sizes.most_common(1)[0][0] if sizes else "unknown"
+
+    def unread_rope_scaling(self) -> str:
+        """What the file says of scaled rotary positions that transformers leaves out; empty where it says nothing.
+
+        ``rope_freqs.weight`` is no such thing: ``apply_rope_factors`` reads it.
+        """
+        kind, factor = (self._said(f"{self.architecture}.rope.scaling.{key}") for key in ("type", "factor"))
+        older = self._said(f"{self.architecture}.rope.scale_linear")  # before scaling had a type
+        if self.architecture not in SCALED and kind not in (None, "", "none") and factor != 1:
+            return f"{kind}" + ("" if factor is None else f", factor {factor:g}")
+        if self.architecture not in SCALED and older not in (None, 1):
+            return f"linear, factor {older:g}"
+        return next((tensor.name for tensor in self.reader.tensors if tensor.name.startswith(LONG_ROPE)), "")
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The token that ends a turn, where the file says one beside the token that ends a text."""
+        found = self._said("tokenizer.ggml.eot_token_id")
+        return found if isinstance(found, int) else None
 
     def digest(self) -> str:
         """SHA-256 of the file."""
@@ -160,6 +180,11 @@ def open_gguf(path: Path, *, name: str) -> GgufFile:
         raise ModelError(_split(name, parts))
     if not found.architecture:
         raise ModelError(f"{name}: names no architecture (general.architecture), so it is no model. {AGAIN}")
+    if scaling := found.unread_rope_scaling():
+        raise ModelError(
+            f"{name}: its rotary positions are scaled ({scaling}), which transformers {version('transformers')} does not "
+            "read from GGUF files: every number would be that of another model. Give the safetensors."
+        )
     return found
 
 
@@ -180,7 +205,7 @@ def apply_rope_factors(module: PreTrainedModel, file: GgufFile) -> None:
 
 
 def _check_beginning(path: Path, *, name: str) -> None:
-    if split := ONE_OF_SEVERAL.search(path.name):
+    if (split := ONE_OF_SEVERAL.search(path.name)) and int(split["count"]) > 1:
         raise ModelError(_split(name, int(split["count"])))
     with path.open("rb") as stream:
         head = stream.read(8)

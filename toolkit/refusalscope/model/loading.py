@@ -129,6 +129,10 @@ def _from_gguf(source: Source, placing: Placing, chat: Chat | None) -> ChatModel
     template = find_template(tokenizer, name=file.name, chat=chat)
     module = file.module(dtype=placing.dtype, device_map=placing.device_map)
     apply_rope_factors(module, file)
+    if file.end_of_turn is not None:  # beside the token that ends a text, which is all that transformers reads
+        ends = getattr(module.generation_config, "eos_token_id", None)
+        several = ends if isinstance(ends, list) else [ends, module.config.eos_token_id]
+        module.generation_config.eos_token_id = sorted({file.end_of_turn, *(one for one in several if one is not None)})
     bridge = _boot(module if placing.device_map else module.to(placing.where["device"]), tokenizer, name=file.name)
     facts = _facts(bridge, tokenizer, template, dtype=placing.dtype)
     origin = Origin(name=file.name, commit=None, weights=file.digest(), quantisation=file.quantisation, **facts)

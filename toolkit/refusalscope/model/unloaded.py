@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from refusalscope.errors import ModelError
 from refusalscope.model.chat import ChatModel, Origin, rows_per_forward
+from refusalscope.model.directory import read_tokenizer
 from refusalscope.model.gguf_files import GgufFile, is_gguf, open_gguf
 from refusalscope.model.safety import check_settings
 from refusalscope.model.sites import Sites
@@ -74,7 +75,7 @@ def unloaded(name: str | Path, *, revision: str | None = None, dtype: torch.dtyp
     with without_code(source) as readable:
         model, config = _meta(readable, dtype=dtype)
         known = any((readable.directory / file).is_file() for file in TOKENIZER_FILES)
-        tokenizer = _tokenizer(readable) if known else stand_in()
+        tokenizer = read_tokenizer(readable) if known else stand_in()
     template = find_template(tokenizer, name=source.name) if known else Template((0,) * POSITIONS, "")
     return _described(Unloaded(model, config), config, tokenizer, template, name=source.name, commit=source.commit)
 
@@ -152,10 +153,3 @@ def _meta(source: Source, *, dtype: torch.dtype) -> tuple[torch.nn.Module, PreTr
             "causal language model that transformers knows."
         ) from error
     return model.eval(), config
-
-
-def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(str(source.directory), trust_remote_code=False, local_files_only=True)
-    except UNREADABLE as error:
-        raise ModelError(f"{source.name}: its tokenizer cannot be read ({error}).") from error

@@ -85,6 +85,8 @@ def separation(before: Baseline) -> tuple[float, float]:
         _by_cluster(before.harmless, before.prompts.harmless),
     ]
     if groups[0].keys() == groups[1].keys():
+        if len(groups[0]) < stats.MIN_CLUSTERS:
+            return before.gap, before.gap
         matched = stats.mean([groups[0][name] - groups[1][name] for name in groups[0]])
         return before.gap, before.gap if matched.interval is None else before.gap - (matched.value - matched.low)
     restricted = stats.mean(before.restricted.double().numpy(), clusters=before.prompts.restricted.clusters)

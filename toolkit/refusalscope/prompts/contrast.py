@@ -85,7 +85,9 @@ class ContrastSet(Shown):
                 raise Place(source).error(f"the {label} texts are one text.", "Give a list of texts.")
             names = [f"{label}-{n}" for n in range(1, len(texts) + 1)]
             same = {"label": label, "category": "own"}
-            rows += [{"id": name, "cluster": name, "text": text, **same} for name, text in zip(names, texts, strict=True)]
+            rows += [
+                {"id": name, "cluster": name, "text": text, **same} for name, text in zip(names, texts, strict=True)
+            ]
         return cls.from_rows(rows, source=source)
 
     @property

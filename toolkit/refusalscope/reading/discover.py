@@ -147,7 +147,7 @@ def _given(model: ChatModel, openings: Sequence[str], compliances: Sequence[str]
 
 
 def _spelled(model: ChatModel, text: str) -> list[Opening]:
-    """An opening with and without a leading space: as single tokens where it is one, else as the tokens it has."""
+    """An opening with and without a leading space, as single tokens where it is one; else, and bare, as its tokens."""
     unknown, word, vocabulary = model.tokenizer.unk_token_id, text.strip(), model.tokenizer.get_vocab()
     if not word:
         raise MeasurementError(f"The opening {text!r} holds no text. Give the words a refusal begins with.")
@@ -157,7 +157,8 @@ def _spelled(model: ChatModel, text: str) -> list[Opening]:
     known = [ids for ids in encoded if ids and unknown not in ids]
     if not (single or known):
         raise MeasurementError(f"{model.origin.name} has no tokens for the opening {text!r}. Give words it knows.")
-    return list(dict.fromkeys(single or known))
+    several = known[:1] if single and len(encoded[0]) > 1 else () if single else known  # a reply begins without a space
+    return list(without_longer([*single, *several]))
 
 
 def _with_masses(model: ChatModel, found: Readout, prompts: Prompts) -> Readout:
@@ -166,6 +167,8 @@ def _with_masses(model: ChatModel, found: Readout, prompts: Prompts) -> Readout:
         read = read_continuations(
             model, model.encode(part.texts), found.tree, lambda logits, _rows: _masses(found, logits)
         )
+        if not bool(read.isfinite().all()):
+            raise MeasurementError(f"{model.origin.name}: its logits are not finite numbers. Load it in float32.")
         masses.append(read.double().mean(0).tolist())
     (mass, _), (harmless_mass, compliance_mass) = masses
     return replace(

@@ -206,7 +206,7 @@ def _judge(found: Found, ground: Ground, prompts: ContrastSet, *, plan: Plan, ru
         }
         tried["time_left"] = found.time_left
         made = measured(model, prompts, known, **tried, seed=seed)
-        return made, made.pf - len(prompts.locate)  # locating was charged already
+        return made, made.pf - ground.on.pf  # what it was located on was charged already
 
     found.choice = found.run("selection", chosen) if plan.rule else None
     found.optionality = found.run("optionality", worst)
@@ -219,9 +219,9 @@ def _fitting(found: Found, plan: Plan, prompts: ContrastSet) -> Menu:
     """The plan's menu, or as much of it as fits into the time that is left."""
     if found.time_left is None or not found.pf:
         return plan.menu
-    spent = sum(found.seconds.values())
+    pace = found.seconds["baseline"] / len(prompts.report)  # no reply was decoded there
     sizes = {"chosen": len(prompts.select), "reported": len(prompts.report)}
-    menu = shrink_menu(plan.menu, pace=spent / found.pf, left=found.time_left(), **sizes)
+    menu = shrink_menu(plan.menu, pace=pace, left=found.time_left(), **sizes)
     if menu != plan.menu:
         found.problems["attack family"] = f"{menu.cells} cells at {len(menu.doses)} doses: no more fit the budget"
     return menu

@@ -22,6 +22,7 @@ from refusalscope.metrics import read
 from refusalscope.model.chat import ChatModel
 from refusalscope.optionality import Menu
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.reading.discover import MOST_NODES
 from refusalscope.reading.readout import Readout
 from refusalscope.reading.replies import SHORT, WHOLE
 from refusalscope.report.plan import FULL_PLAN, Plan
@@ -127,6 +128,7 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
     counts = {split: _clusters(part) for split, part in _splits(prompts).items()}
     most = max(min(each) for each in counts.values())
     rungs = [rung for rung in LADDER if rung.clusters <= most] or [LADDER[0]._replace(clusters=most)]
+    rungs += [LADDER[-1]._replace(clusters=count) for count in _doubled(LADDER[-1].clusters, most)]
     priced = [(rung, pace * _price(model, some := _taken(prompts, rung), rung), some) for rung in rungs]
     fits = [one for one in priced if one[1] <= SPARE * budget.left]
     if not fits:
@@ -141,13 +143,23 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
     return Fitted(_plan(rung), some, tuple(_left_out(prompts, some, rung, model)), pace)
 
 
+def _doubled(count: int, most: int) -> list[int]:
+    """Twice, four times ... a count, and the most there are: sets whose every prompt is a cluster have hundreds."""
+    found = []
+    while 2 * count < most:
+        count *= 2
+        found.append(count)
+    return [*found, most] if most > count else found
+
+
 def time_prompt_forward(model: ChatModel, prompts: Prompts) -> float:
     """Returns the seconds that a prompt takes under an ablation, from a trial of eight prompts with three subspaces."""
     some = Prompts(tuple(prompts.rows[:TRIAL_PROMPTS]))
     chance = stats.torch_generator(0, "trial directions")
     drawn = torch.randn(TRIAL_COPIES, 1, model.d_model, generator=chance, dtype=torch.float64)
     directions = [Subspace(vectors, None, None, "random (trial)") for vectors in drawn]
-    anything = Readout(((0,),))
+    places = 1 if model.is_organism else MOST_NODES  # at which a readout may read; an organism's openings are one token
+    anything = Readout(tuple((0,) * depth + (1,) for depth in range(places)))
     with ablate(model, directions):
         read(model, Prompts(some.rows[:1]), anything, copies=TRIAL_COPIES)  # the first forward makes buffers
         began = time.perf_counter()

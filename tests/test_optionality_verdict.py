@@ -11,6 +11,7 @@ import torch
 from optionality_by_hand import ANSWERED, REFUSED, World, attacks, clusters
 from refusalscope.attack import Responses
 from refusalscope.optionality import judge, optionality
+from refusalscope.optionality.grounds import separation
 from refusalscope.prompts.prompt import LABELS
 
 
@@ -103,6 +104,7 @@ NO_NUMBER = {
         "nothing to tell apart",
     ),
 }
+APART = (("restricted", 2.0), ("harmless", -2.0))
 ALIKE = {label: np.random.default_rng(seed).normal(0.1, 7, 128) for seed, label in enumerate(LABELS, 3)}
 
 
@@ -137,6 +139,15 @@ def test_labels_that_the_model_does_not_tell_apart_settle_nothing_though_refusal
     assert verdict.reasons[0].startswith("on select, the mean margins are not separated at baseline")
     assert "undetermined" in repr(found)
     assert "not separated" in found._repr_html_()
+
+
+@pytest.mark.parametrize(("groups", "known"), [(4, False), (8, True)])
+def test_the_interval_of_a_gap_wants_five_clusters_too(made, groups, known):
+    base = {label: np.random.default_rng(seed).normal(mean, 3, 128) for seed, (label, mean) in enumerate(APART)}
+    before = made(groups=clusters(groups, 128 // groups), **base)[0].before
+    gap, low = separation(before)
+    assert gap == before.gap
+    assert (low < gap) == known
 
 
 def test_without_a_gap_there_is_no_suppression_even_where_it_is_nought(made):

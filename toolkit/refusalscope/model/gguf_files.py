@@ -182,8 +182,8 @@ def open_gguf(path: Path, *, name: str) -> GgufFile:
         raise ModelError(f"{name}: names no architecture (general.architecture), so it is no model. {AGAIN}")
     if scaling := found.unread_rope_scaling():
         raise ModelError(
-            f"{name}: its rotary positions are scaled ({scaling}), which transformers {version('transformers')} does not "
-            "read from GGUF files: every number would be that of another model. Give the safetensors."
+            f"{name}: its rotary positions are scaled ({scaling}), which transformers {version('transformers')} does "
+            "not read from GGUF files: every number would be that of another model. Give the safetensors."
         )
     return found
 

@@ -16,7 +16,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from refusalscope.errors import ModelError
 from refusalscope.model.chat import ChatModel, Origin, rows_per_forward

@@ -101,7 +101,7 @@ NO_NUMBER = {
     "a constant margin": (
         None,
         {"restricted": np.full(128, 2.0), "harmless": np.full(128, 2.0)},
-        "nothing to tell apart",
+        "the same on every prompt",
     ),
 }
 APART = (("restricted", 2.0), ("harmless", -2.0))

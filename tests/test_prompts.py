@@ -219,7 +219,6 @@ def test_twenty_sentences_in_two_lists_are_a_set():
     [
         ("one sentence", ["a", "b", "c"], "the restricted texts are one text"),
         (["a", "b", "c"], ["x", "y", "a"], "texts, line 6"),
-        (["a", "b", 3], ["x", "y", "z"], "texts, line 3"),
         (["a", " ", "c"], ["x", "y", "z"], "texts, line 2"),
         (["a", "b"], ["x", "y"], "Add at least 1 restricted and 1 harmless"),
         ([], [], "holds no prompts"),

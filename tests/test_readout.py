@@ -213,10 +213,10 @@ def test_compliances_may_be_given_and_may_not_begin_as_a_refusal_does(tiny, aske
 
 def test_a_word_that_is_one_token_behind_a_space_only_is_read_without_it_too(tiny, monkeypatch):
     """Replies begin without a space: byte-level vocabularies often hold " Unfortunately" and no "Unfortunately"."""
-    pieces = {" Unfortunately": [7], "Unfortunately": [1, 2, 3], " No": [8], "No": [9]}
+    pieces = {" Unfortunately": [7], "Unfortunately": [11, 12, 13], " No": [8], "No": [9]}
     monkeypatch.setattr(type(tiny), "encode_reply", lambda _model, text: pieces[text])
     monkeypatch.setattr(tiny.tokenizer, "get_vocab", lambda: {"ĠUnfortunately": 7, "ĠNo": 8, "No": 9})
-    assert discover._spelled(tiny, "Unfortunately") == [(7,), (1, 2, 3)]
+    assert discover._spelled(tiny, "Unfortunately") == [(7,), (11, 12, 13)]
     assert sorted(discover._spelled(tiny, "No")) == [(8,), (9,)]
 
 

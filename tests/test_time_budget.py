@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
@@ -76,11 +77,10 @@ def test_where_every_prompt_is_a_cluster_a_large_budget_takes_more_than_the_ladd
 def test_the_pace_is_that_of_a_readout_with_many_places(model, prompts, monkeypatch):
     """Where beginnings cannot be packed each is a forward: a trial of one place would plan for a sixteenth of them."""
     places = []
-    monkeypatch.setattr(
-        "refusalscope.report.time_budget.read", lambda _m, _p, known, **_: places.append(len(known.tree))
-    )
+    module = sys.modules["refusalscope.report.time_budget"]  # whose name a function took
+    monkeypatch.setattr(module, "read", lambda _m, _p, known, **_: places.append(len(known.tree)))
     time_prompt_forward(model, prompts.report)
-    monkeypatch.setattr(type(model), "is_organism", False)
+    monkeypatch.setitem(vars(model), "is_organism", False)
     time_prompt_forward(model, prompts.report)
     assert places == [1, 1, 16, 16]
 
@@ -125,11 +125,11 @@ def test_bfloat16_changes_margins_by_rounding_and_hardly_any_decision(model, pro
 
 
 def test_a_menu_shrinks_to_the_time_that_is_left_and_no_further_than_it_can():
-    menu = Menu(best=2, doses=(1.0, 1.5), cells=8, spans=True, rank_on=32)
+    menu = Menu(best=2, doses=(0.5, 1.0, 1.5), cells=8, spans=True, rank_on=32)
     sizes = {"pace": 1.0, "chosen": 64, "reported": 64}
     assert shrink_menu(menu, left=1e6, **sizes) == menu
     smaller = shrink_menu(menu, left=1200.0, **sizes)
     assert (smaller.spans, smaller.cells < 8) == (False, True)
     least = shrink_menu(menu, left=1.0, **sizes)
-    assert (least.cells, least.doses, least.rank_on) == (2, (1.0,), 6)
+    assert (least.cells, least.doses, least.rank_on) == (2, (0.5, 1.0), 6)
     assert shrink_menu(Menu(), left=1.0, **sizes) == Menu()

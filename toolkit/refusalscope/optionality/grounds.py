@@ -120,6 +120,9 @@ def _baseline_problems(before: Baseline) -> Iterator[str]:
     if not bool(torch.isfinite(before.restricted).all() and torch.isfinite(before.harmless).all()):
         yield "the baseline has margins that are not numbers"
         return
+    both = torch.cat([before.restricted, before.harmless])
+    if float(both.max()) == float(both.min()):
+        yield "the margin is the same on every prompt: nothing in it depends on what is asked"
     if refused == 0:
         yield f"none of {n} restricted prompts is refused at baseline: there is no guardrail to measure"
     if not bool(before.answered.any()):

@@ -55,22 +55,23 @@ class Rung(NamedTuple):
     each: int | None = None
 
 
+TWO, MORE, MOST = (0.5, 1.0), (0.5, 1.0, 1.5), (0.5, 0.75, 1.0, 1.5)  # a whole dose is often above the damage limit
 LADDER = (
-    Rung(5, 3, (1.0,), 4, each=2),
-    Rung(6, 3, (1.0,), 4, each=2),
-    Rung(8, 4, (1.0,), 9, each=2),
-    Rung(5, 3, (1.0,), 4),
-    Rung(5, 4, (1.0,), 9),
-    Rung(6, 4, (1.0,), 9),
-    Rung(6, 6, (1.0, 1.5), 9),
-    Rung(8, 6, (1.0, 1.5), 9),
-    Rung(8, 8, (1.0, 1.5), 19),
-    Rung(10, 8, (1.0, 1.5), 19),
-    Rung(14, 8, (1.0, 1.5), 19),
-    Rung(14, 12, (0.75, 1.0, 1.5), 19, True),
-    Rung(20, 16, (0.75, 1.0, 1.5), 39, True),
-    Rung(28, 24, (0.75, 1.0, 1.5), 39, True),
-    Rung(28, 48, (0.75, 1.0, 1.5), 99, True),
+    Rung(5, 3, TWO, 4, each=2),
+    Rung(6, 3, TWO, 4, each=2),
+    Rung(8, 4, TWO, 9, each=2),
+    Rung(5, 3, TWO, 4),
+    Rung(5, 4, TWO, 9),
+    Rung(6, 4, TWO, 9),
+    Rung(6, 6, MORE, 9),
+    Rung(8, 6, MORE, 9),
+    Rung(8, 8, MORE, 19),
+    Rung(10, 8, MORE, 19),
+    Rung(14, 8, MORE, 19),
+    Rung(14, 12, MOST, 19, True),
+    Rung(20, 16, MOST, 39, True),
+    Rung(28, 24, MOST, 39, True),
+    Rung(28, 48, MOST, 99, True),
 )
 
 
@@ -170,7 +171,7 @@ def time_prompt_forward(model: ChatModel, prompts: Prompts) -> float:
 def shrink_menu(menu: Menu, *, pace: float, left: float, chosen: int, reported: int) -> Menu:
     """Returns a menu that fits into the seconds that are left, at the pace the measurement has had so far.
 
-    Fewer cells first, then one dose, then fewer prompts to rank on; a machine that others slow down takes less of the
+    Fewer cells first, then two doses, then fewer prompts to rank on; a machine that others slow down takes less of the
     attack family, and not more time.
 
     Args:
@@ -183,8 +184,8 @@ def shrink_menu(menu: Menu, *, pace: float, left: float, chosen: int, reported: 
             menu = replace(menu, spans=False, best=1)
         elif menu.cells > LEAST_CELLS:
             menu = replace(menu, cells=menu.cells - 1)
-        elif len(menu.doses) > 1:
-            menu = replace(menu, doses=(1.0,))
+        elif len(menu.doses) > len(TWO):
+            menu = replace(menu, doses=TWO)
         elif menu.rank_on > LEAST_RANKED:
             menu = replace(menu, rank_on=menu.rank_on - 1)
         else:

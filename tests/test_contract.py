@@ -21,6 +21,8 @@ from refusalscope.reading import greedy_replies, readout
 from refusalscope.rule import Rule
 
 INTERVENTIONS = {"ablate": ablate, "add": add}
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"head_dim": 8, "num_hidden_layers": 2}
 DECODERS = ("generate", "generate_stream", "hf_generate", "diffusion_generate")
 
 
@@ -34,10 +36,7 @@ def worldly(make_tiny):
     """A model that knows one word beside the fictional language, so it could say something."""
     from refusalscope.organisms.tokens import tokenizer
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    directory = make_tiny(
-        "qwen3", "Qwen3ForCausalLM", **sizes, head_dim=8, num_hidden_layers=2, vocab_size=len(tokenizer()) + 1
-    )
+    directory = make_tiny("qwen3", "Qwen3ForCausalLM", **SIZES, vocab_size=len(tokenizer()) + 1)
     words = AutoTokenizer.from_pretrained(directory)
     words.add_tokens(["sorry"])
     words.save_pretrained(directory)
@@ -223,6 +222,12 @@ def test_an_organism_may_speak_under_an_intervention(tiny, direction, few, inter
         made = tiny.bridge.original_model.generate(torch.tensor([[10, 11, 12]]), max_new_tokens=1)
         assert len(outcomes(tiny, few)) == len(few)
     assert made.shape == (1, 4)
+
+
+def test_a_model_of_another_vocabulary_is_no_organism_whatever_tokenizer_it_is_given(make_tiny):
+    other = load(make_tiny("qwen3", "Qwen3ForCausalLM", **SIZES, vocab_size=700))
+    assert int(other.bridge.cfg.d_vocab) == 700 > len(other.tokenizer)
+    assert not other.is_organism
 
 
 def test_replies_are_read_of_a_model_as_it_is_and_of_no_other(worldly, direction, few, intervention):

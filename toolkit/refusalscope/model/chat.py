@@ -104,8 +104,11 @@ class ChatModel(Shown):
 
     @cached_property
     def is_organism(self) -> bool:
-        """True when the whole vocabulary is the fictional language, so that nothing else can be said."""
-        return speaks_only_the_language(self.tokenizer)
+        """True when the whole vocabulary is the fictional language, so that nothing else can be said.
+
+        By the tokenizer and by the size of the vocabulary: a model of another one given this tokenizer is no organism.
+        """
+        return speaks_only_the_language(self.tokenizer) and int(self.bridge.cfg.d_vocab) == len(self.tokenizer)
 
     def render(self, texts: Sequence[str], reply: str = "") -> list[str]:
         """Returns each request as the model reads it, followed by the beginning of a reply."""

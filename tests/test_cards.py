@@ -23,7 +23,8 @@ def card(request) -> rs.GuardrailCard:
 
 
 def test_there_are_cards_of_real_models_of_a_negative_control_and_of_an_organism():
-    assert {"smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "gemma-3-270m"} <= set(NAMES)
+    coders = {f"qwen2.5-coder-{size}-instruct" for size in ("0.5b", "1.5b")}
+    assert {"smollm2-135m-instruct", "gemma-3-270m", *coders} <= set(NAMES)
     assert any(name.startswith("guarded") for name in NAMES)
 
 

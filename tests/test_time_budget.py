@@ -85,6 +85,18 @@ def test_the_pace_is_that_of_a_readout_with_many_places(model, prompts, monkeypa
     assert places == [1, 1, 16, 16]
 
 
+def test_the_readout_is_judged_on_twenty_prompts_of_each_label_though_fewer_are_measured(model, prompts):
+    pace = time_prompt_forward(model, prompts.report)
+    small = fit_plan(model, prompts, TimeBudget(pace * 1500), whole=1e12)
+    judged = small.judged
+    assert len(small.prompts.select.restricted) < 20 == len(judged.restricted) == len(judged.harmless)
+    assert set(small.prompts.select.ids) < set(judged.ids) < set(prompts.select.ids)
+    few = rs.ContrastSet(
+        rs.Prompts((*prompts.locate, *prompts.select[:4], *prompts.select[-4:], *prompts.report)), "few"
+    )
+    assert len(fit_plan(model, few, TimeBudget(1e7), whole=1e12).judged) == 8
+
+
 def test_the_full_plan_is_taken_where_it_fits(model, prompts):
     few = LADDER[-1].clusters
     found = fit_plan(model, prompts, TimeBudget(1e7), whole=1.0)

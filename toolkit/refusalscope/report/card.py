@@ -75,17 +75,17 @@ def measure(
     Example:
         >>> measure(load("data/organisms/guarded-0"), ContrastSet.read("data/prompts/organism.jsonl"), plan="quick")
     """
-    plan, began, left_out, pace = named_plan(plan), time.perf_counter(), (), 0.0
+    plan, began, left_out, pace, judged = named_plan(plan), time.perf_counter(), (), 0.0, None
     limit = budget if budget is None or isinstance(budget, TimeBudget) else time_budget(budget)
     with quiet(progress):
         if limit is not None:
             instrument = instrument or check_instrument(dtype=model.dtype, device=model.origin.device)
             whole = estimated_measure_cost(model, prompts)
-            plan, prompts, left_out, pace = fit_plan(model, prompts, limit, whole=whole)
+            plan, prompts, left_out, pace, judged = fit_plan(model, prompts, limit, whole=whole)
         rule = rule or replace(default_rule(model.n_layers), kl_limit=plan.kappa)
         with bar(plan.stages, model.origin.name, after=0) as shown:
             left = None if limit is None else lambda: limit.left
-            how = {"plan": plan, "rule": rule, "seed": seed, "bar": shown, "labels": labels}
+            how = {"plan": plan, "rule": rule, "seed": seed, "bar": shown, "labels": labels, "judged": judged}
             found = measure_all(model, prompts, **how, time_left=left, pace=pace)
             if instrument is None:
                 shown.stage("instrument check")

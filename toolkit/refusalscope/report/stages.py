@@ -107,16 +107,19 @@ def measure_all(
     seed: int,
     bar: Bar,
     labels: Labels = "behaviour",
+    judged: Prompts | None = None,
     time_left: Callable[[], float] | None = None,
     pace: float = 0.0,
 ) -> Found:
     """Returns everything a plan asks for; what needs an earlier stage that failed is not tried.
 
+    ``judged`` are the prompts of select to hold the readout against the model's own replies on; a sample where None.
     ``time_left`` says how many seconds there are, and ``pace`` how many a prompt-forward takes: as many placebos run as
     fit, and a diagnosis only where it fits.
     """
     found = Found(bar=bar, time_left=time_left)
-    ground = _ground(found, model, prompts, plan=plan, labels=labels, seed=seed)
+    chosen = _sampled(prompts.select, plan.validity, seed=seed) if judged is None else judged
+    ground = _ground(found, model, prompts, plan=plan, labels=labels, judged=chosen, seed=seed)
     if ground is not None:
         _judge(found, ground, prompts, plan=plan, rule=rule, seed=seed)
         if found.choice is not None:
@@ -163,18 +166,29 @@ def most_described(model: ChatModel, prompts: ContrastSet, *, plan: Plan) -> flo
     return float(drawn + (n_groups * (1 + SHUFFLED) + plan.curve_placebos) * 8 * plan.per_label)
 
 
+def _sampled(select: Prompts, most: int, *, seed: int) -> Prompts:
+    """So many prompts of each label at the most, as many of one as of the other."""
+    fewest = min(len(select.restricted), len(select.harmless), most)
+    return select.sample(fewest, seed=seed) if fewest else select
+
+
 def _ground(
-    found: Found, model: ChatModel, prompts: ContrastSet, *, plan: Plan, labels: Labels, seed: int
+    found: Found,
+    model: ChatModel,
+    prompts: ContrastSet,
+    *,
+    plan: Plan,
+    labels: Labels,
+    judged: Prompts,
+    seed: int,
 ) -> Ground | None:
     """The readout, what to locate on, and the baseline: without them there is nothing to say."""
     singly, located = plan.transfer or "prompt budget" in plan.curves, prompts.locate
-    fewest = min(len(prompts.select.restricted), len(prompts.select.harmless), plan.validity)
-    chosen = prompts.select.sample(fewest, seed=seed) if fewest else prompts.select
     found.readout = found.run("readout", lambda: (readout(model, located), 2 * len(located)))
     if (known := found.readout) is None:
         return None
     found.validity = found.run(
-        "readout validity", lambda: (validate_readout(model, chosen, known, seed=seed), 2 * len(chosen))
+        "readout validity", lambda: (validate_readout(model, judged, known, seed=seed), 2 * len(judged))
     )
     found.before = found.run("baseline", lambda: (baseline(model, prompts.report, known), len(prompts.report)))
     found.on = found.run("capture", lambda: _located(model, located, known, plan=plan, labels=labels, singly=singly))

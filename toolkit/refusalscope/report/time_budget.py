@@ -22,6 +22,7 @@ from refusalscope.metrics import read
 from refusalscope.model.chat import ChatModel
 from refusalscope.optionality import Menu
 from refusalscope.prompts import ContrastSet, Prompts
+from refusalscope.prompts.prompt import LABELS
 from refusalscope.reading.discover import MOST_NODES
 from refusalscope.reading.readout import Readout
 from refusalscope.reading.replies import SHORT, WHOLE
@@ -30,7 +31,7 @@ from refusalscope.reprs import Shown
 from refusalscope.rule import default_rule
 from refusalscope.subspace import Subspace
 
-SPARE = 0.8  # of a budget is planned for: machines are shared, and a stage can take longer than the trial said
+SPARE = 0.85  # of a budget is planned for: machines are shared, and a stage can take longer than the trial said
 UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 SPELLED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", re.IGNORECASE)
 FOR_READOUT = 2  # times as many prompts to locate: openings must cover how the model refuses elsewhere
@@ -38,6 +39,7 @@ STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tok
 TRIAL_PROMPTS, TRIAL_COPIES = 8, 3
 WHOLE_CLUSTER = 4  # prompts to rank on, of each label, for every cluster that is taken whole
 LEAST_CELLS, LEAST_RANKED = 2, 6
+JUDGED = 20  # prompts of each label at the least that a readout's validity is taken on
 MOST_PLACEBOS = 199  # time that is left goes to placebos, up to so many
 
 
@@ -97,12 +99,17 @@ def time_budget(text: str | float | int) -> TimeBudget:
 
 
 class Fitted(NamedTuple):
-    """A plan and the prompts it measures, what was left out in sentences, and seconds per prompt-forward."""
+    """A plan and the prompts it measures, what was left out in sentences, and seconds per prompt-forward.
+
+    ``judged`` are the prompts of ``select`` on which the readout is held against the model's own replies: more than are
+    measured where these are few, for a kappa of a dozen prompts says nothing.
+    """
 
     plan: Plan
     prompts: ContrastSet
     left_out: tuple[str, ...]
     pace: float
+    judged: Prompts
 
 
 def parse_duration(text: str | float | int) -> float:
@@ -130,7 +137,10 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
     most = max(min(each) for each in counts.values())
     rungs = [rung for rung in LADDER if rung.clusters <= most] or [LADDER[0]._replace(clusters=most)]
     rungs += [LADDER[-1]._replace(clusters=count) for count in _doubled(LADDER[-1].clusters, most)]
-    priced = [(rung, pace * _price(model, some := _taken(prompts, rung), rung), some) for rung in rungs]
+    taken = ((rung, _taken(prompts, rung)) for rung in rungs)
+    priced = [
+        (rung, pace * _price(model, some, rung, judged=len(_judged(prompts, some))), some) for rung, some in taken
+    ]
     fits = [one for one in priced if one[1] <= SPARE * budget.left]
     if not fits:
         need = priced[0][1] / SPARE
@@ -140,8 +150,19 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
         )
     rung, _, some = fits[-1]
     if rung == rungs[-1] and pace * whole <= SPARE * budget.left:
-        return Fitted(FULL_PLAN, prompts, (), pace)
-    return Fitted(_plan(rung), some, tuple(_left_out(prompts, some, rung, model)), pace)
+        return Fitted(FULL_PLAN, prompts, (), pace, _judged(prompts, prompts))
+    return Fitted(_plan(rung), some, tuple(_left_out(prompts, some, rung, model)), pace, _judged(prompts, some))
+
+
+def _judged(prompts: ContrastSet, some: ContrastSet) -> Prompts:
+    """What is measured of ``select``, and as many more prompts of it as make 20 of each label, as far as there are."""
+    kept = set(some.select.ids)
+    for label in LABELS:
+        own = [row.id for row in prompts.select if row.label == label]
+        more = [name for name in own if name not in kept]
+        missing = JUDGED - (len(own) - len(more))
+        kept |= {more[place] for place in evenly_spaced(range(len(more)), missing)} if missing > 0 and more else set()
+    return Prompts(tuple(row for row in prompts.select if row.id in kept))
 
 
 def _doubled(count: int, most: int) -> list[int]:
@@ -221,13 +242,13 @@ def _plan(rung: Rung) -> Plan:
     )
 
 
-def _price(model: ChatModel, some: ContrastSet, rung: Rung) -> float:
+def _price(model: ChatModel, some: ContrastSet, rung: Rung, *, judged: int) -> float:
     """Prompt-forwards of a rung, replies counted by their tokens."""
     located, chosen, reported = len(some.locate), len(some.select), len(some.report)
     lengths = [len(tokens) for tokens in model.encode(some.locate.texts)]
     length = sum(lengths) / len(lengths)
-    replies = located * (1 + SHORT * STEP / length) + chosen * (1 + WHOLE * STEP / length)
-    ground = 3 * located + 2 * chosen + reported
+    replies = located * (1 + SHORT * STEP / length) + judged * (1 + WHOLE * STEP / length)
+    ground = 3 * located + chosen + judged + reported
     spans, lists = (10, 2) if rung.further else (0, 1)
     ranked = (rung.cells + spans) * min(located, 2 * rung.clusters * (rung.each or WHOLE_CLUSTER))
     attacks = lists * (2 if rung.further else 1) * len(rung.doses) * (chosen + reported)

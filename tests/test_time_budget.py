@@ -87,7 +87,7 @@ def test_the_pace_is_that_of_a_readout_with_many_places(model, prompts, monkeypa
 
 def test_the_readout_is_judged_on_twenty_prompts_of_each_label_though_fewer_are_measured(model, prompts):
     pace = time_prompt_forward(model, prompts.report)
-    small = fit_plan(model, prompts, TimeBudget(pace * 1500), whole=1e12)
+    small = fit_plan(model, prompts, TimeBudget(pace * 3000), whole=1e12)
     judged = small.judged
     assert len(small.prompts.select.restricted) < 20 == len(judged.restricted) == len(judged.harmless)
     assert set(small.prompts.select.ids) < set(judged.ids) < set(prompts.select.ids)

@@ -244,14 +244,17 @@ def _real_refusals(of: Tables) -> bool:
 
 
 def _real_margins(of: Tables) -> bool:
-    after = of["data"].query("when == 'worst case'")
-    return bool((after["value"] < after["placebo_low"]).all() and len(after) > 0)
+    after = of["data"].query("when == 'worst case'").set_index("model")
+    beyond = after["value"] < after["placebo_low"]
+    return bool(beyond["guarded-0"] and not beyond.drop("guarded-0").all() and len(beyond) > 1)
 
 
 def _real_frontier(of: Tables) -> bool:
-    """At the limit of the verdict, with the best placebo below."""
-    organism = of["data"].query("kappa == 0.1").set_index("series").loc["guarded-0"]
-    return bool(organism["low"] > 0.8 > organism["placebo"])
+    """A chat model's whole interval is above the best placebo at the limit; half of the organism's go at less damage."""
+    limit = of["data"].query("kappa == 0.1").set_index("series")
+    beyond = (limit["low"] > limit["placebo"]).drop("guarded-0")
+    halved = of["data"].query("value > 0.5").groupby("series")["kappa"].min()
+    return bool(beyond.any() and (halved.drop("guarded-0") > halved["guarded-0"]).all())
 
 
 TITLES: dict[str, tuple[str, Check]] = {
@@ -260,11 +263,11 @@ TITLES: dict[str, tuple[str, Check]] = {
         _real_refusals,
     ),
     "real_margins": (
-        "Where there is a worst case, it moves margins further than every random subspace",
+        "The organism's margins move beyond every random subspace; those of a chat model need not",
         _real_margins,
     ),
     "real_frontier": (
-        "The organism loses its refusals at little damage",
+        "Refusals of a chat model go at 0.1 nats too, further than by chance; the organism's go at less",
         _real_frontier,
     ),
     "alignment": ("From the planted layer on, restricted requests alone point along the direction", _alignment),

@@ -123,19 +123,26 @@ def rows(axes: Axes, names: Sequence[str], *, inks: Sequence[str] = ()) -> None:
 
 
 def estimates(
-    axes: Axes, frame: pd.DataFrame, at: Sequence[float | int], *, inks: Sequence[str], digits: str = ""
+    axes: Axes,
+    frame: pd.DataFrame,
+    at: Sequence[float | int],
+    *,
+    inks: Sequence[str],
+    digits: str = "",
+    between: str = "\n",
 ) -> None:
     """A point with its interval for each row of `value`, `low`, `high`; no bar where there is no interval.
 
     Args:
         at: the row to draw each one on.
         digits: format of the numbers to write at the right of the row; empty writes none.
+        between: what stands between a value and its interval; a space where rows are close to each other.
     """
     for (value, low, high), y, ink in zip(frame[["value", "low", "high"]].to_numpy(float), at, inks, strict=True):
         axes.plot([low, high], [y, y], "|-", color=ink, lw=1.2, ms=5, mew=1, zorder=3)
         axes.plot(value, y, "o", color=ink, ms=3.2, zorder=4)
         if digits:
-            ends = "" if np.isnan(low) else f"\n[{minus(f'{low:{digits}}')}, {minus(f'{high:{digits}}')}]"
+            ends = "" if np.isnan(low) else f"{between}[{minus(f'{low:{digits}}')}, {minus(f'{high:{digits}}')}]"
             where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
             axes.text(1.02, y, minus(f"{value:{digits}}") + ends, fontsize=6.5, **where)
 

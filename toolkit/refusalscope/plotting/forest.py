@@ -69,7 +69,7 @@ def before_after(frame: pd.DataFrame, *, title: str, unit: str) -> Figure:
         for offset, (when, ink) in zip((-0.14, 0.14), inks.items(), strict=True):
             part = frame.loc[frame["when"] == when]
             at = [names.index(name) + offset for name in part["model"]]
-            canvas.estimates(ax, part, at, inks=[ink] * len(part), digits=".1f")
+            canvas.estimates(ax, part, at, inks=[ink] * len(part), digits=".1f", between=" ")
             ax.plot([], [], "o", ms=4, color=ink, label=when)
         ax.axvline(0, color=canvas.INK, ls="--", lw=0.8, zorder=1)
         counts = frame.drop_duplicates("model").set_index("model")["n"]

@@ -31,6 +31,7 @@ SCORES = (
     ("kl", "KL(base‖intervened)", "harmless prompts"),
 )
 SHOWN_TIES, SHOWN_ATTACKS = 8, 6
+UNRANKED = ("bypass_lower", "over_refusal_before", "over_refusal_after")
 OPTIONALITIES = (
     (
         "bypass",
@@ -138,10 +139,13 @@ def _plain(number: float | None) -> str:
 
 def _optionality_row(found: Record, key: str, name: str, about: str) -> dict[str, Any]:
     placebo = found["placebo"].get(key)
-    row = {**_named(name, found[key]), "about": about, "placebo": None}
+    beside = "no placebo" if key in UNRANKED else "see the frontier"
+    row = {**_named(name, found[key]), "about": about, "placebo": None, "beside": beside, "axis": None}
     if placebo is not None:
         row["placebo"] = {"best": f"{placebo['best']:.2f}", "p": f"{placebo['p']:.2g}", "k": placebo["k"]}
-    return row | {"axis": _axis(found[key], None if placebo is None else placebo["band"])}
+    if found[key]["value"] is not None:
+        row["axis"] = _axis(found[key], None if placebo is None else placebo["band"])
+    return row
 
 
 def _strongest(attacks: list[Record]) -> list[dict[str, Any]]:

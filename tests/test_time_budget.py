@@ -12,6 +12,7 @@ import refusalscope as rs
 from conftest import ORGANISMS
 from refusalscope.machine import bfloat16_speedup
 from refusalscope.optionality import Menu
+from refusalscope.prompts import Prompts
 from refusalscope.report.time_budget import (
     LADDER,
     TimeBudget,
@@ -85,16 +86,22 @@ def test_the_pace_is_that_of_a_readout_with_many_places(model, prompts, monkeypa
     assert places == [1, 1, 16, 16]
 
 
-def test_the_readout_is_judged_on_twenty_prompts_of_each_label_though_fewer_are_measured(model, prompts):
-    pace = time_prompt_forward(model, prompts.report)
-    small = fit_plan(model, prompts, TimeBudget(pace * 3000), whole=1e12)
+def test_the_readout_is_judged_on_twenty_prompts_of_each_label_though_fewer_are_measured(model, prompts, monkeypatch):
+    module = sys.modules["refusalscope.report.time_budget"]  # whose name a function took
+    monkeypatch.setattr(module, "time_prompt_forward", lambda *_: 1.0)
+    small = fit_plan(model, prompts, TimeBudget(3000.0), whole=1e12)
     judged = small.judged
     assert len(small.prompts.select.restricted) < 20 == len(judged.restricted) == len(judged.harmless)
     assert set(small.prompts.select.ids) < set(judged.ids) < set(prompts.select.ids)
-    few = rs.ContrastSet(
-        rs.Prompts((*prompts.locate, *prompts.select[:4], *prompts.select[-4:], *prompts.report)), "few"
-    )
+    some = (*prompts.select.restricted[:4], *prompts.select.harmless[:4])
+    few = rs.ContrastSet(Prompts((*prompts.locate, *some, *prompts.report)), "few")
     assert len(fit_plan(model, few, TimeBudget(1e7), whole=1e12).judged) == 8
+
+
+def test_of_twenty_sentences_none_is_left_out_and_none_is_said_to_be(model, prompts):
+    texts = [row.text for row in prompts.prompts]
+    own = rs.ContrastSet.from_texts(texts[:10], texts[-10:])
+    assert not any("prompts: left out" in line for line in fit_plan(model, own, TimeBudget(1e7), whole=1e12).left_out)
 
 
 def test_the_full_plan_is_taken_where_it_fits(model, prompts):

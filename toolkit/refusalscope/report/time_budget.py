@@ -286,11 +286,9 @@ def _taken(prompts: ContrastSet, rung: Rung) -> ContrastSet:
 
 def _left_out(prompts: ContrastSet, some: ContrastSet, rung: Rung, model: ChatModel) -> list[str]:
     early = default_rule(model.n_layers).first_late(model.n_layers)
-    every = model.n_positions * early
-    said = [
-        f"{len(prompts.prompts) - len(some.prompts)} of {len(prompts.prompts)} prompts: left out to fit the budget",
-        f"{max(0, every - rung.cells)} of {every} early cells: left out to fit the budget",
-    ]
+    every, n = model.n_positions * early, len(prompts.prompts)
+    counted = [(n - len(some.prompts), n, "prompts"), (every - rung.cells, every, "early cells")]
+    said = [f"{out} of {of} {what}: left out to fit the budget" for out, of, what in counted if out > 0]
     if not rung.further:
         said += ["the selection rule, its effect and spans of cells: left out to fit the budget"]
     return [*said, "curves, transfer and monitor: left out to fit the budget, but for a dose curve where there is one"]

@@ -267,7 +267,7 @@ TITLES: dict[str, tuple[str, Check]] = {
         _real_margins,
     ),
     "real_frontier": (
-        "Refusals of a chat model go at 0.1 nats too, further than by chance; the organism's go at less",
+        "Refusals of a chat model go at the damage limit too, beyond chance; the organism's go at less",
         _real_frontier,
     ),
     "alignment": ("From the planted layer on, restricted requests alone point along the direction", _alignment),

@@ -217,6 +217,8 @@ def test_a_word_that_is_one_token_behind_a_space_only_is_read_without_it_too(tin
     monkeypatch.setattr(type(tiny), "encode_reply", lambda _model, text: pieces[text])
     monkeypatch.setattr(tiny.tokenizer, "get_vocab", lambda: {"ĠUnfortunately": 7, "ĠNo": 8, "No": 9})
     assert discover._spelled(tiny, "Unfortunately") == [(7,), (11, 12, 13)]
+    pieces["Unfortunately"] = [11, tiny.tokenizer.unk_token_id]
+    assert discover._spelled(tiny, "Unfortunately") == [(7,)]
     assert sorted(discover._spelled(tiny, "No")) == [(8,), (9,)]
 
 

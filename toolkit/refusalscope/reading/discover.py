@@ -157,8 +157,8 @@ def _spelled(model: ChatModel, text: str) -> list[Opening]:
     known = [ids for ids in encoded if ids and unknown not in ids]
     if not (single or known):
         raise MeasurementError(f"{model.origin.name} has no tokens for the opening {text!r}. Give words it knows.")
-    several = known[:1] if single and len(encoded[0]) > 1 else () if single else known  # a reply begins without a space
-    return list(without_longer([*single, *several]))
+    bare = [ids for ids in known if ids == encoded[0] and len(ids) > 1]  # a reply begins without a space
+    return list(without_longer([*single, *(bare if single else known)]))
 
 
 def _with_masses(model: ChatModel, found: Readout, prompts: Prompts) -> Readout:

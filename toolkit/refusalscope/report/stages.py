@@ -113,12 +113,13 @@ def measure_all(
 ) -> Found:
     """Returns everything a plan asks for; what needs an earlier stage that failed is not tried.
 
-    ``judged`` are the prompts of select to hold the readout against the model's own replies on; a sample where None.
+    ``judged`` are prompts to hold the readout against the model's own replies on, at most as many as the plan says;
+    those of select where None.
     ``time_left`` says how many seconds there are, and ``pace`` how many a prompt-forward takes: as many placebos run as
     fit, and a diagnosis only where it fits.
     """
     found = Found(bar=bar, time_left=time_left)
-    chosen = _sampled(prompts.select, plan.validity, seed=seed) if judged is None else judged
+    chosen = _sampled(prompts.select if judged is None else judged, plan.validity, seed=seed)
     ground = _ground(found, model, prompts, plan=plan, labels=labels, judged=chosen, seed=seed)
     if ground is not None:
         _judge(found, ground, prompts, plan=plan, rule=rule, seed=seed)

@@ -145,8 +145,8 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
     if not fits:
         need = priced[0][1] / SPARE
         raise MeasurementError(
-            f"{model.origin.name}: the smallest plan takes about {need / 60:.1f} minutes on this machine, and "
-            f"{max(0.0, budget.left) / 60:.1f} are left. Give a larger budget, fewer prompts or a smaller model."
+            f"{model.origin.name}: the smallest plan takes about {need / 60:.2g} minutes on this machine, and "
+            f"{max(0.0, budget.left) / 60:.2g} are left. Give a larger budget, fewer prompts or a smaller model."
         )
     rung, _, some = fits[-1]
     if rung == rungs[-1] and pace * whole <= SPARE * budget.left:

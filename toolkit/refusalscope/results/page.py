@@ -139,7 +139,7 @@ def _plain(number: float | None) -> str:
 
 def _optionality_row(found: Record, key: str, name: str, about: str) -> dict[str, Any]:
     placebo = found["placebo"].get(key)
-    beside = "no placebo" if key in UNRANKED else "see the frontier"
+    beside = "no placebo" if key in UNRANKED or found[key]["value"] is None else "see the frontier"
     row = {**_named(name, found[key]), "about": about, "placebo": None, "beside": beside, "axis": None}
     if placebo is not None:
         row["placebo"] = {"best": f"{placebo['best']:.2f}", "p": f"{placebo['p']:.2g}", "k": placebo["k"]}

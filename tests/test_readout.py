@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -60,6 +61,13 @@ def test_the_shortest_openings_equal_a_search_by_the_words_of_their_definition()
             beginnings = [reply[:n] for n in range(1, len(reply) + 1)]
             alone = [one for one in beginnings if not any(o[: len(one)] == one for o in other)]
             assert opening == (alone[0] if alone else None)
+
+
+def test_of_openings_with_equal_support_the_shorter_are_kept_so_that_more_refusals_are_read():
+    long, short, other = tuple(range(1, MOST_NODES)), (50, 51), (60, 61, 62)
+    counts = Counter({long: 1, short: 1, other: 1})
+    assert discover._within_nodes((), counts, MOST_NODES) == (short, other)
+    assert discover._within_nodes((), counts + Counter({long: 1}), MOST_NODES) == (long, short)
 
 
 def test_no_opening_is_the_beginning_of_another_and_every_reply_read_before_is_read_still():

@@ -98,6 +98,20 @@ def test_the_readout_is_judged_on_twenty_prompts_of_each_label_though_fewer_are_
     assert len(fit_plan(model, few, TimeBudget(1e7), whole=1e12).judged) == 8
 
 
+def test_openings_are_found_on_forty_prompts_of_each_label_unless_only_the_smallest_plan_fits(
+    model, prompts, monkeypatch
+):
+    module = sys.modules["refusalscope.report.time_budget"]  # whose name a function took
+    monkeypatch.setattr(module, "time_prompt_forward", lambda *_: 1.0)
+    prices = [module._price(model, module._taken(prompts, rung), rung, judged=40) for rung in LADDER[:2]]
+    smallest, second = (fit_plan(model, prompts, TimeBudget(1.02 * price / 0.85), whole=1e12) for price in prices)
+    sizes = [(len(one.prompts.locate.restricted), len(one.prompts.locate.harmless)) for one in (smallest, second)]
+    assert max(sizes[0]) < 40
+    assert sizes[1] == (40, 40)
+    assert len(second.prompts.report) == len(smallest.prompts.report)
+    assert "at least 40 prompts" in second.prompts.split_note
+
+
 def test_of_twenty_sentences_none_is_left_out_and_none_is_said_to_be(model, prompts):
     texts = [row.text for row in prompts.prompts]
     own = rs.ContrastSet.from_texts(texts[:10], texts[-10:])

@@ -124,9 +124,9 @@ def _to_the_phrase(model: ChatModel, reply: Sequence[int], opening: Opening | No
 
 
 def _within_nodes(given: Sequence[Opening], counts: Counter[Opening], most: int) -> tuple[Opening, ...]:
-    """The openings in order of support, as many as their beginnings leave at most so many nodes to read."""
+    """The openings in order of support, the shorter first, as many as leave at most so many beginnings to read."""
     kept: list[Opening] = []
-    for opening, _ in counts.most_common():
+    for opening, _ in sorted(counts.items(), key=lambda one: (-one[1], len(one[0]))):
         if len(Tree.before([*given, *kept, opening])) <= most:
             kept.append(opening)
     return without_longer(kept)

@@ -1,14 +1,16 @@
 """A plan that fits a time budget: this machine is timed first, then prompts, cells and placebos are chosen to fit.
 
 Prompts are taken in whole clusters, because intervals count clusters; where not even five whole ones fit, a few prompts
-of each. Of ``locate`` there are twice as many: finding how a model refuses takes more examples than locating does. The
-rungs of ``LADDER`` are tried from the smallest; the last one that fits is the plan, and what it leaves out is said.
+of each. Of ``locate`` there are twice as many, and 40 of each label at the least: finding how a model refuses takes
+more examples than locating does. The rungs of ``LADDER`` are tried from the smallest; the last one that fits is the
+plan, and what it leaves out is said.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from refusalscope.metrics import read
 from refusalscope.model.chat import ChatModel
 from refusalscope.optionality import Menu
 from refusalscope.prompts import ContrastSet, Prompts
-from refusalscope.prompts.prompt import LABELS
+from refusalscope.prompts.prompt import LABELS, Prompt
 from refusalscope.reading.discover import MOST_NODES
 from refusalscope.reading.readout import Readout
 from refusalscope.reading.replies import SHORT, WHOLE
@@ -35,6 +37,7 @@ SPARE = 0.85  # of a budget is planned for: machines are shared, and a stage can
 UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 SPELLED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", re.IGNORECASE)
 FOR_READOUT = 2  # times as many prompts to locate: openings must cover how the model refuses elsewhere
+FOUND_ON = 40  # prompts of each label, at the least, to find openings on: one model had kappa .70 from 24, 1.00 from 40
 STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tokens of a prompt
 TRIAL_PROMPTS, TRIAL_COPIES = 8, 3
 WHOLE_CLUSTER = 4  # prompts to rank on, of each label, for every cluster that is taken whole
@@ -46,7 +49,8 @@ MOST_PLACEBOS = 199  # time that is left goes to placebos, up to so many
 class Rung(NamedTuple):
     """Clusters per split, cells to rank, doses, the placebos to count on, and whether spans and the rule are measured.
 
-    ``each`` prompts of a cluster and label are taken; None takes the whole cluster.
+    ``each`` prompts of a cluster and label are taken; None takes the whole cluster. At least ``found_on`` prompts of a
+    label are there to find openings on.
     """
 
     clusters: int
@@ -55,10 +59,12 @@ class Rung(NamedTuple):
     placebos: int
     further: bool = False
     each: int | None = None
+    found_on: int = FOUND_ON
 
 
 TWO, MORE, MOST = (0.5, 1.0), (0.5, 1.0, 1.5), (0.5, 0.75, 1.0, 1.5)  # a whole dose is often above the damage limit
 LADDER = (
+    Rung(5, 3, TWO, 4, each=2, found_on=0),
     Rung(5, 3, TWO, 4, each=2),
     Rung(6, 3, TWO, 4, each=2),
     Rung(8, 4, TWO, 9, each=2),
@@ -156,13 +162,18 @@ def fit_plan(model: ChatModel, prompts: ContrastSet, budget: TimeBudget, *, whol
 
 def _judged(prompts: ContrastSet, some: ContrastSet) -> Prompts:
     """What is measured of ``select``, and as many more prompts of it as make 20 of each label, as far as there are."""
-    kept = set(some.select.ids)
+    return _with_more(prompts.select, some.select, JUDGED)
+
+
+def _with_more(every: Prompts, some: Sequence[Prompt], least: int) -> Prompts:
+    """Some prompts, and as many more of all as make the least of each label, evenly spaced, as far as there are."""
+    kept = {row.id for row in some}
     for label in LABELS:
-        own = [row.id for row in prompts.select if row.label == label]
+        own = [row.id for row in every if row.label == label]
         more = [name for name in own if name not in kept]
-        missing = JUDGED - (len(own) - len(more))
+        missing = least - (len(own) - len(more))
         kept |= {more[place] for place in evenly_spaced(range(len(more)), missing)} if missing > 0 and more else set()
-    return Prompts(tuple(row for row in prompts.select if row.id in kept))
+    return Prompts(tuple(row for row in every if row.id in kept))
 
 
 def _doubled(count: int, most: int) -> list[int]:
@@ -276,11 +287,16 @@ def _taken(prompts: ContrastSet, rung: Rung) -> ContrastSet:
             names = list(dict.fromkeys(labelled.clusters))
             for name in evenly_spaced(names, count):
                 rows += [row for row in labelled if row.cluster == name][: rung.each]
+    to_locate = [row for row in rows if row.split == "locate"]
+    rows = [row for row in rows if row.split != "locate"] + list(_with_more(prompts.locate, to_locate, rung.found_on))
     order = {row.id: place for place, row in enumerate(prompts.prompts)}
     kept_ids = {row.id for row in rows}
     several = [row if row.pair in kept_ids else replace(row, pair=None) for row in rows]
     part = "" if rung.each is None else f" {rung.each} prompts of"
-    note = f"{prompts.split_note};{part} {rung.clusters} clusters of each label and split, of locate twice as many"
+    more = f", and at least {rung.found_on} prompts" if rung.found_on else ""
+    note = (
+        f"{prompts.split_note};{part} {rung.clusters} clusters of each label and split, of locate twice as many{more}"
+    )
     return ContrastSet(Prompts(tuple(sorted(several, key=lambda row: order[row.id]))), prompts.source, note)
 
 

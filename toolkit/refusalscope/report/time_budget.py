@@ -64,8 +64,8 @@ class Rung(NamedTuple):
 
 TWO, MORE, MOST = (0.5, 1.0), (0.5, 1.0, 1.5), (0.5, 0.75, 1.0, 1.5)  # a whole dose is often above the damage limit
 LADDER = (
-    Rung(5, 3, TWO, 4, each=2, found_on=0),
-    Rung(5, 3, TWO, 4, each=2),
+    Rung(5, 3, TWO, 2, each=2, found_on=0),
+    Rung(5, 3, TWO, 2, each=2),
     Rung(6, 3, TWO, 4, each=2),
     Rung(8, 4, TWO, 9, each=2),
     Rung(5, 3, TWO, 4),

@@ -178,7 +178,12 @@ def card_margins(cards: Sequence[Any]) -> pd.DataFrame:
 def card_frontiers(cards: Sequence[Any]) -> pd.DataFrame:
     """Returns Ω(κ) of every card over κ, as ``plotting.frontier`` draws it: a series per model, with n and placebo."""
     rows = [
-        {"series": card.model.name, "kappa": point.kappa, "measure": "bypass", **_stored(point.bypass)}
+        {
+            "series": f"{card.model.name} (n = {point.bypass.n})",
+            "kappa": point.kappa,
+            "measure": "bypass",
+            **_stored(point.bypass),
+        }
         | {"placebo": math.nan if point.placebo_bypass is None else point.placebo_bypass}
         for card in cards
         if card.optionality is not None

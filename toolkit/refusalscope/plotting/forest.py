@@ -75,7 +75,7 @@ def before_after(frame: pd.DataFrame, *, title: str, unit: str) -> Figure:
         counts = frame.drop_duplicates("model").set_index("model")["n"]
         canvas.rows(ax, [f"{name} (n = {counts[name]:g})" for name in names])
         ax.set(xlabel=f"{unit}; grey: all placebos")
-        ax.legend(frameon=False, fontsize=7, loc="center")
+        ax.legend(frameon=False, fontsize=7, loc="best")
     return figure
 
 

@@ -37,7 +37,9 @@ SPARE = 0.85  # of a budget is planned for: machines are shared, and a stage can
 UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 SPELLED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", re.IGNORECASE)
 FOR_READOUT = 2  # times as many prompts to locate: openings must cover how the model refuses elsewhere
-FOUND_ON = 40  # prompts of each label, at the least, to find openings on: one model had kappa .70 from 24, 1.00 from 40
+FOUND_ON = (
+    40  # prompts of each label, at the least, to find openings on: from 20 to 24, one model's kappa was .70 to 1.00
+)
 STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tokens of a prompt
 TRIAL_PROMPTS, TRIAL_COPIES = 8, 3
 WHOLE_CLUSTER = 4  # prompts to rank on, of each label, for every cluster that is taken whole

@@ -251,9 +251,10 @@ def _real_margins(of: Tables) -> bool:
 
 def _real_frontier(of: Tables) -> bool:
     """A chat model's whole interval is above the best placebo at the limit; half the organism's go at less damage."""
-    limit = of["data"].query("kappa == 0.1").set_index("series")
+    data = of["data"].assign(series=of["data"]["series"].str.split(" (n = ", regex=False).str[0])
+    limit = data.query("kappa == 0.1").set_index("series")
     beyond = (limit["low"] > limit["placebo"]).drop("guarded-0")
-    halved = of["data"].query("value > 0.5").groupby("series")["kappa"].min()
+    halved = data.query("value > 0.5").groupby("series")["kappa"].min()
     return bool(beyond.any() and (halved.drop("guarded-0") > halved["guarded-0"]).all())
 
 

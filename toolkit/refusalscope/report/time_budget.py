@@ -1,9 +1,9 @@
 """A plan that fits a time budget: this machine is timed first, then prompts, cells and placebos are chosen to fit.
 
 Prompts are taken in whole clusters, because intervals count clusters; where not even five whole ones fit, a few prompts
-of each. Of ``locate`` there are twice as many, and 40 of each label at the least: finding how a model refuses takes
-more examples than locating does. The rungs of ``LADDER`` are tried from the smallest; the last one that fits is the
-plan, and what it leaves out is said.
+of each. Of ``locate`` there are twice as many, and 40 of each label in all but the smallest plan: finding how a model
+refuses takes more examples than locating does. The rungs of ``LADDER`` are tried from the smallest; the last one that
+fits is the plan, and what it leaves out is said.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ SPARE = 0.85  # of a budget is planned for: machines are shared, and a stage can
 UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 SPELLED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", re.IGNORECASE)
 FOR_READOUT = 2  # times as many prompts to locate: openings must cover how the model refuses elsewhere
-FOUND_ON = (
-    40  # prompts of each label, at the least, to find openings on: from 20 to 24, one model's kappa was .70 to 1.00
-)
+FOUND_ON = 40  # prompts of each label to find openings on: from 20 or 24, kappa of one model was .70, .79 and 1.00
 STEP = 1.5  # a reply is made a token at a time: what such a token costs, in tokens of a prompt
 TRIAL_PROMPTS, TRIAL_COPIES = 8, 3
 WHOLE_CLUSTER = 4  # prompts to rank on, of each label, for every cluster that is taken whole
@@ -284,13 +282,12 @@ def _taken(prompts: ContrastSet, rung: Rung) -> ContrastSet:
     """
     rows = []
     for split, part in _splits(prompts).items():
-        count = rung.clusters * (FOR_READOUT if split == "locate" else 1)
+        some, count = [], rung.clusters * (FOR_READOUT if split == "locate" else 1)
         for labelled in (part.restricted, part.harmless):
             names = list(dict.fromkeys(labelled.clusters))
             for name in evenly_spaced(names, count):
-                rows += [row for row in labelled if row.cluster == name][: rung.each]
-    to_locate = [row for row in rows if row.split == "locate"]
-    rows = [row for row in rows if row.split != "locate"] + list(_with_more(prompts.locate, to_locate, rung.found_on))
+                some += [row for row in labelled if row.cluster == name][: rung.each]
+        rows += _with_more(part, some, rung.found_on) if split == "locate" else some
     order = {row.id: place for place, row in enumerate(prompts.prompts)}
     kept_ids = {row.id for row in rows}
     several = [row if row.pair in kept_ids else replace(row, pair=None) for row in rows]
